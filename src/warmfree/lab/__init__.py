@@ -1,0 +1,1 @@
+"""The laboratory: models, data, training loop, sweeps and the papers' experiments."""

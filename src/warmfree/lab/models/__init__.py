@@ -1,0 +1,1 @@
+"""Models, each readable in one sitting."""

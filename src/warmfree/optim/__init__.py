@@ -1,0 +1,1 @@
+"""Optimizers: a direction, its size controls, and the write."""
