@@ -1,3 +1,26 @@
 """Train transformers without learning-rate warmup."""
 
+from warmfree.optim import (
+    AdamW2,
+    GIAdamW,
+    LionA,
+    LionAR,
+    RotationalAdamW,
+    SizedOptimizer,
+    parameter_groups,
+    wrap,
+)
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AdamW2",
+    "GIAdamW",
+    "LionA",
+    "LionAR",
+    "RotationalAdamW",
+    "SizedOptimizer",
+    "__version__",
+    "parameter_groups",
+    "wrap",
+]

@@ -1,0 +1,304 @@
+"""Which way to go: Adam, Lion, SGD as pure functions from gradients and buffers to updates.
+
+A direction knows its hyper-parameters and its buffers and nothing of learning rates, weights or sizes. The functions
+change their buffers and nothing else; all are written for lists of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from warmfree.optim.move import Update
+
+Options = Mapping[str, Any]
+Buffers = Mapping[str, list[Tensor]]
+
+
+class Direction(Protocol):
+    """The contract: options with defaults, buffers, and a function from gradients to updates."""
+
+    @property
+    def buffer_names(self) -> tuple[str, ...]:
+        """State entries of the parameter's shape, zero at the start."""
+
+    @property
+    def needs_first_gradient(self) -> bool:
+        """Whether the first gradient has a meaning that a zero gradient must not take."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the parameter-group options and their defaults."""
+
+    def validate(self, group: Options) -> None:
+        """Raise ValueError if an option of a parameter group is out of range."""
+
+    def start(self, gradients: list[Tensor], buffers: Buffers) -> None:
+        """Initialise the buffers from first gradients; called once a tensor, if `needs_first_gradient`."""
+
+    def averaging(self, group: Options) -> float:
+        """Constant b of the moving average that the update is made of; sets its equilibrium size."""
+
+    def __call__(
+        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[int], group: Options
+    ) -> Update:
+        """Update the buffers and return the update."""
+
+
+def equilibrium_rms(momentum: float) -> float:
+    r"""RMS of Adam's update on white-noise gradients: :math:`\kappa = \sqrt{(1-b)/(1+b)}`.
+
+    Args:
+        momentum: constant b of the moving average, in [0, 1).
+
+    Example:
+        >>> round(equilibrium_rms(0.9), 4)
+        0.2294
+
+    Reference: derived for white noise from Kosson et al. 2024, section 3.
+    """
+    return math.sqrt((1 - momentum) / (1 + momentum))
+
+
+def adam_update(
+    gradients: list[Tensor],
+    averages: list[Tensor],
+    squares: list[Tensor],
+    *,
+    steps: Sequence[int],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    correct_momentum: bool = True,
+) -> Update:
+    r"""Adam: :math:`u = \hat m / (\sqrt{\hat v} + \epsilon)`.
+
+    Args:
+        gradients: one tensor per weight.
+        averages: first moments m, updated to b1*m + (1-b1)*g.
+        squares: second moments v, updated to b2*v + (1-b2)*g^2.
+        steps: t of each tensor, 1 at the first step.
+        beta1: b1 in [0, 1).
+        beta2: b2 in [0, 1).
+        eps: added to the root, at least 0.
+        correct_momentum: divide m by 1 - b1^t. False gives AdamD, whose first updates are smaller by that factor.
+
+    Reference: Kingma & Ba 2015; St John 2021 (AdamD).
+    """
+    torch._foreach_lerp_(averages, gradients, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+    corrections1 = [1 - beta1**step for step in steps]
+    roots = [(1 - beta2**step) ** 0.5 for step in steps]
+    denominators = torch._foreach_sqrt(squares)
+    torch._foreach_div_(denominators, roots)
+    torch._foreach_add_(denominators, eps)
+    if eps == 0:  # 0/0 where no gradient has ever come: no update, not NaN
+        for average, denominator in zip(averages, denominators, strict=True):
+            denominator.masked_fill_((denominator == 0) & (average == 0), 1)
+    return Update(
+        numerators=averages,
+        denominators=list(denominators),
+        corrections=corrections1 if correct_momentum else [1.0] * len(steps),
+        gradients=gradients,
+        momenta=averages,
+        momentum_scales=[1 / correction for correction in corrections1],
+    )
+
+
+def lion_update(
+    gradients: list[Tensor], averages: list[Tensor], *, steps: Sequence[int], momentum: float, nesterov: bool
+) -> Update:
+    r"""Lion with one momentum constant: :math:`u = \kappa\,\mathrm{sign}(c)`, of RMS :math:`\kappa` at every step.
+
+    :math:`m \leftarrow bm + (1-b)g`, and :math:`c = bm + (1-b)g` with Nesterov momentum, else :math:`c = m`;
+    :math:`\kappa = \sqrt{(1-b)/(1+b)}` is the RMS of Adam's update on white noise.
+
+    Args:
+        gradients: one tensor per weight.
+        averages: momenta m, updated.
+        steps: t of each tensor, 1 at the first step.
+        momentum: b in [0, 1).
+        nesterov: look one step ahead.
+
+    Reference: Kosson et al. 2024 (LionA); the constant is derived here, see `equilibrium_rms`.
+    """
+    torch._foreach_lerp_(averages, gradients, 1 - momentum)
+    signs = torch._foreach_lerp(averages, gradients, 1 - momentum) if nesterov else averages
+    return Update(
+        numerators=list(torch._foreach_sign(signs)),
+        denominators=None,
+        corrections=[1 / equilibrium_rms(momentum)] * len(steps),
+        gradients=gradients,
+        momenta=averages,
+        momentum_scales=[1 / (1 - momentum**step) for step in steps],
+    )
+
+
+def sgd_update(
+    gradients: list[Tensor], buffers: list[Tensor], *, steps: Sequence[int], momentum: float, nesterov: bool
+) -> Update:
+    r"""SGD with momentum: :math:`m \leftarrow bm + g`, :math:`u = m`, or :math:`g + bm` with Nesterov momentum.
+
+    Args:
+        gradients: one tensor per weight.
+        buffers: momenta m, updated.
+        steps: t of each tensor, 1 at the first step.
+        momentum: b in [0, 1).
+        nesterov: look one step ahead.
+
+    Reference: Sutskever et al. 2013, in the form of torch.optim.SGD.
+    """
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, gradients)
+    updates = list(torch._foreach_add(gradients, buffers, alpha=momentum)) if nesterov else buffers
+    return Update(
+        numerators=updates,
+        denominators=None,
+        corrections=[1.0] * len(steps),
+        gradients=gradients,
+        momenta=buffers,
+        momentum_scales=[(1 - momentum) / (1 - momentum**step) for step in steps],
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adam:
+    """Adam's direction.
+
+    Attributes:
+        betas: decay of the first and second moments, each in [0, 1).
+        eps: added to the root of the second moment, at least 0.
+        correct_momentum: False leaves the first moment uncorrected (AdamD, St John 2021).
+        gradient_start: start the second moment at the square of the first gradient in place of zero, and keep the bias
+            correction: an automatic warmup lr*sqrt(1 - beta2^t) (GI-Adam, Kalra & Barkeshli 2024, section 6.2).
+    """
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    correct_momentum: bool = True
+    gradient_start: bool = False
+    buffer_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+
+    @property
+    def needs_first_gradient(self) -> bool:
+        """GI-Adam takes its second moment from the first gradient."""
+        return self.gradient_start
+
+    def options(self) -> dict[str, Any]:
+        """Return betas and eps."""
+        return {"betas": self.betas, "eps": self.eps}
+
+    def validate(self, group: Options) -> None:
+        """Raise ValueError if betas or eps are out of range."""
+        betas = group["betas"]
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {betas}")
+        if not 0 <= group["eps"] < math.inf:
+            raise ValueError(f"eps must be finite and >= 0, got {group['eps']}")
+
+    def start(self, gradients: list[Tensor], buffers: Buffers) -> None:
+        """Set v = g^2 (GI-Adam)."""
+        torch._foreach_copy_(buffers["exp_avg_sq"], torch._foreach_mul(gradients, gradients))
+
+    def averaging(self, group: Options) -> float:
+        """Return beta1."""
+        return float(group["betas"][0])
+
+    def __call__(
+        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[int], group: Options
+    ) -> Update:
+        """See `adam_update`."""
+        beta1, beta2 = group["betas"]
+        return adam_update(
+            gradients,
+            buffers["exp_avg"],
+            buffers["exp_avg_sq"],
+            steps=steps,
+            beta1=float(beta1),
+            beta2=float(beta2),
+            eps=group["eps"],
+            correct_momentum=self.correct_momentum,
+        )
+
+
+class _Momentum:
+    """What Lion and SGD share: one buffer, the options momentum and nesterov."""
+
+    needs_first_gradient: ClassVar[bool] = False
+
+    def validate(self, group: Options) -> None:
+        """Raise ValueError if momentum is out of range."""
+        if not 0 <= group["momentum"] < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {group['momentum']}")
+
+    def start(self, gradients: list[Tensor], buffers: Buffers) -> None:
+        """Do nothing: momentum starts at zero."""
+
+    def averaging(self, group: Options) -> float:
+        """Return the momentum constant."""
+        return float(group["momentum"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion(_Momentum):
+    """Lion's direction at the size of Adam's equilibrium: see `lion_update`.
+
+    Attributes:
+        momentum: b in [0, 1).
+        nesterov: look one step ahead.
+    """
+
+    momentum: float = 0.9
+    nesterov: bool = True
+    buffer_names: ClassVar[tuple[str, ...]] = ("exp_avg",)
+
+    def options(self) -> dict[str, Any]:
+        """Return momentum and nesterov."""
+        return {"momentum": self.momentum, "nesterov": self.nesterov}
+
+    def __call__(
+        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[int], group: Options
+    ) -> Update:
+        """See `lion_update`."""
+        return lion_update(
+            gradients,
+            buffers["exp_avg"],
+            steps=steps,
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(_Momentum):
+    """SGD with momentum, its weight decay decoupled as everywhere here: see `sgd_update`.
+
+    Attributes:
+        momentum: b in [0, 1).
+        nesterov: look one step ahead.
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+    buffer_names: ClassVar[tuple[str, ...]] = ("momentum_buffer",)
+
+    def options(self) -> dict[str, Any]:
+        """Return momentum and nesterov."""
+        return {"momentum": self.momentum, "nesterov": self.nesterov}
+
+    def __call__(
+        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[int], group: Options
+    ) -> Update:
+        """See `sgd_update`."""
+        return sgd_update(
+            gradients,
+            buffers["momentum_buffer"],
+            steps=steps,
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+        )

@@ -1,0 +1,134 @@
+"""Norms of weights and updates, seen as matrices of shape (out, in).
+
+A tensor of two or more dimensions is read as one row per output neuron: `out_dim` (0 for `nn.Linear`,
+`nn.Conv2d`, `nn.Embedding`; 1 for transposed layouts) comes first, everything else is flattened. Norms reduce
+over the other dimensions in place of reshaping, so that they broadcast against the tensor whatever its strides.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# How far a warm-started vector is moved towards a fixed random direction before it is used again. A matrix whose
+# row space is orthogonal to the stored vector would otherwise look like zero, and an update that looks like zero
+# is an update without a bound. At 0.1 the disturbance of a converged vector is below 1 % before the first product.
+_RESTART = 0.1
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Type that a tensor's update is computed and its state is kept in: never narrower than float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def scalar_dtype(device: torch.device) -> torch.dtype:
+    """Type for scalars such as step sizes: float64 where the device has it, as Python's own numbers."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def as_matrix(tensor: Tensor, *, out_dim: int = 0) -> Tensor:
+    """View (or copy, if the strides demand it) a tensor as a matrix of shape (out, in).
+
+    Args:
+        tensor: at least two dimensions.
+        out_dim: the dimension that counts the output neurons.
+
+    Example:
+        >>> as_matrix(torch.zeros(8, 3, 5, 5)).shape
+        torch.Size([8, 75])
+        >>> as_matrix(torch.zeros(6, 4), out_dim=1).shape
+        torch.Size([4, 6])
+    """
+    return tensor.movedim(out_dim, 0).flatten(1)
+
+
+def row_dims(tensor: Tensor, *, out_dim: int = 0) -> tuple[int, ...]:
+    """Return the dimensions that a sum over one neuron's weights runs over."""
+    return tuple(dim for dim in range(tensor.ndim) if dim != out_dim % tensor.ndim)
+
+
+def fan_in(tensor: Tensor, *, out_dim: int = 0) -> int:
+    """Number of weights of one output neuron; 1 for a vector."""
+    return tensor.numel() // max(1, tensor.shape[out_dim]) if tensor.ndim > 1 else 1
+
+
+def row_norms(tensor: Tensor, *, out_dim: int = 0) -> Tensor:
+    """l2 norm of each neuron's weights, shaped to broadcast against the tensor.
+
+    Example:
+        >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[5.],
+                [0.]])
+    """
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=row_dims(tensor, out_dim=out_dim), keepdim=True)
+    return norms
+
+
+def frobenius_norm(tensor: Tensor) -> Tensor:
+    """l2 norm of all elements, with as many dimensions as the tensor, each of size 1."""
+    norm: Tensor = torch.linalg.vector_norm(tensor, dim=tuple(range(tensor.ndim)), keepdim=True)
+    return norm
+
+
+@functools.lru_cache(maxsize=1024)
+def random_direction(length: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a fixed random unit vector: the same for every call, and apart from the global random state.
+
+    Args:
+        length: number of elements, at least 1.
+        device: where the vector lives.
+        dtype: its floating-point type.
+    """
+    generator = torch.Generator().manual_seed(length)
+    vector = torch.randn(length, generator=generator, dtype=torch.float64)
+    return _normalize(vector).to(device=device, dtype=dtype)
+
+
+def largest_singular_values(
+    matrices: Sequence[Tensor], vectors: Sequence[Tensor], *, iterations: int
+) -> list[Tensor]:
+    r"""Estimate the largest singular value of each matrix by warm-started power iteration.
+
+    One iteration is :math:`y = Ax/\|Ax\|,\; z = A^\top y,\; \sigma = \|z\|,\; x = z/\sigma`. The estimate never
+    exceeds the true value (but for rounding). Started afresh on a random matrix it is 10 to 15 % low after two or
+    three iterations; on an update with a dominant direction, or warm-started on a slowly drifting matrix, it is
+    within a few tenths of a percent.
+
+    Args:
+        matrices: each of shape (out, in).
+        vectors: unit right vectors of shape (in,), **overwritten** with the improved ones.
+        iterations: number of iterations, at least 1.
+
+    Returns:
+        0-D tensors in the matrices' dtype; exactly 0 for a zero matrix.
+
+    Example:
+        >>> diagonal = torch.diag(torch.tensor([3.0, 1.0, 0.5]))
+        >>> vector = random_direction(3, device=diagonal.device, dtype=diagonal.dtype).clone()
+        >>> [sigma] = largest_singular_values([diagonal], [vector], iterations=20)
+        >>> round(sigma.item(), 4)
+        3.0
+
+    Reference: Qi et al. 2025, Algorithm 1 (power iteration, at most three per step).
+    """
+    sigmas = []
+    for matrix, vector in zip(matrices, vectors, strict=True):
+        probe = random_direction(vector.numel(), device=vector.device, dtype=vector.dtype)
+        right = torch.add(vector, probe, alpha=_RESTART)
+        for _ in range(iterations):
+            left = _normalize(matrix @ right)
+            right = matrix.mT @ left
+            sigma = torch.linalg.vector_norm(right)
+            right = _normalize(right)
+        vector.copy_(torch.where(sigma > 0, right, vector))
+        sigmas.append(sigma)
+    return sigmas
+
+
+def _normalize(vector: Tensor) -> Tensor:
+    """Scale to unit length; a zero vector stays zero."""
+    norm = torch.linalg.vector_norm(vector)
+    return vector / torch.where(norm > 0, norm, torch.ones_like(norm))

@@ -1,0 +1,76 @@
+"""Which parameters an optimizer here takes, and which state_dicts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from warmfree.optim import norms
+
+# Counters that live on the host, whatever the parameter's device and type.
+HOST_ENTRIES = ("step", "started")
+
+
+def check_supported(parameter: Tensor, *, name: str) -> None:
+    """Raise TypeError unless a parameter is dense, real, floating-point and not sharded."""
+    kind = f"a {parameter.dtype} parameter of shape {tuple(parameter.shape)}"
+    if not parameter.is_floating_point():
+        raise TypeError(f"{name} needs real floating-point parameters, got {kind}")
+    if parameter.layout != torch.strided:
+        raise TypeError(f"{name} needs dense parameters, got {kind} in layout {parameter.layout}")
+    if hasattr(parameter, "placements"):
+        raise TypeError(f"{name} does not support sharded parameters (DTensor) yet, got {kind}")
+
+
+def check_state_dict(optimizer: Optimizer, state_dict: Any) -> None:
+    """Raise ValueError unless a state_dict has the groups, entries and shapes that the optimizer has.
+
+    Args:
+        optimizer: one whose state exists since the constructor.
+        state_dict: what is about to be loaded.
+    """
+    name = type(optimizer).__name__
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+        raise ValueError(
+            "state_dict must be a dict with 'state' and 'param_groups', as state_dict() returns it"
+        )
+    ours, theirs = optimizer.param_groups, state_dict["param_groups"]
+    sizes = [len(group["params"]) for group in ours], [len(group.get("params", ())) for group in theirs]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"state_dict is for groups of {sizes[1]} parameters, this {name} has groups of {sizes[0]}"
+        )
+    for mine, group in zip(ours, theirs, strict=True):
+        if missing := optimizer.defaults.keys() - group.keys():
+            raise ValueError(f"state_dict is not one of {name}: its groups lack {', '.join(sorted(missing))}")
+        for parameter, key in zip(mine["params"], group["params"], strict=True):
+            _check_entries(optimizer.state[parameter], state_dict["state"].get(key, {}), parameter, name=name)
+
+
+def _check_entries(expected: dict[str, Any], found: dict[str, Any], parameter: Tensor, *, name: str) -> None:
+    if expected.keys() != found.keys():
+        raise ValueError(
+            f"state_dict is not one of {name} for these parameters: expected the entries {', '.join(expected)}, "
+            f"found {', '.join(map(str, found)) or 'none'}"
+        )
+    for key, value in expected.items():
+        if not isinstance(found[key], Tensor) or found[key].shape != value.shape:
+            shape = tuple(found[key].shape) if isinstance(found[key], Tensor) else type(found[key]).__name__
+            raise ValueError(
+                f"state_dict does not fit: {key} of a parameter of shape {tuple(parameter.shape)} must have shape "
+                f"{tuple(value.shape)}, got {shape}"
+            )
+
+
+def restore_wide_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Undo the cast of state to bfloat16 or float16 that torch's load_state_dict makes for such parameters."""
+    for ours, theirs in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
+        for parameter, key in zip(ours["params"], theirs["params"], strict=True):
+            if parameter.dtype == norms.compute_dtype(parameter):
+                continue
+            for name, value in state_dict["state"][key].items():
+                device = torch.device("cpu") if name in HOST_ENTRIES else parameter.device
+                optimizer.state[parameter][name] = value.detach().to(device, copy=True)
