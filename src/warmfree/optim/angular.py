@@ -14,9 +14,9 @@ from warmfree.optim import norms
 from warmfree.optim.directions import equilibrium_rms
 from warmfree.optim.move import Layout, Move
 
-# A row that was zero at the first step is trained like a vector until its RMS reaches that of GPT-2's initialisation;
-# from then on it keeps that norm and rotates.
-_BORN_RMS = 0.02
+# A row that was zero at the first step is trained like a vector until its norm reaches that of PyTorch's own
+# initialisation of nn.Linear and nn.Conv, uniform with RMS 1/sqrt(3 fan_in); then it keeps its norm and rotates.
+_BORN_NORM = 3**-0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +33,8 @@ class AngularControl:
 
     Rotational are matrices, embeddings and heads with weight_decay > 0; the rest keeps the direction's plain update.
     A neuron of one weight cannot rotate and counts as the rest. A neuron that is zero at the first step does so, too,
-    until its RMS reaches 0.02 (our choice). An update without a tangential part, up to rounding, rotates nothing.
+    until its norm reaches that of PyTorch's initialisation, 1/sqrt(3) (our choice). An update without a tangential
+    part, up to rounding, rotates nothing.
 
     Attributes:
         per_neuron: a norm and an angle for each neuron; False: for each tensor.
@@ -138,8 +139,8 @@ class AngularControl:
             weight.sub_(weight.mean(dim=norms.row_dims(weight, out_dim=out_dim), keepdim=True))
             centred = self._norm(weight, move, index)
             weight.mul_(norm / torch.where(centred > 0, centred, 1.0))
-        fan_in = norms.fan_in(weight, out_dim=out_dim)
-        born = norm > 0 if first else norm >= _BORN_RMS * fan_in**0.5
+        rows = 1 if move.group["per_neuron"] else weight.shape[out_dim]
+        born = norm > 0 if first else norm >= _BORN_NORM * rows**0.5
         kept.copy_(torch.where((kept == 0) & born, norm, kept))
 
     def _angle(self, move: Move, index: int) -> tuple[float, float]:

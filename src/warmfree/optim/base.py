@@ -16,7 +16,7 @@ from warmfree.optim.apply import apply_move
 from warmfree.optim.directions import SGD, Adam, Direction, Lion
 from warmfree.optim.move import Layout, Move, StepReport
 from warmfree.optim.routing import ROUTING_OPTIONS, layout_of
-from warmfree.optim.state import HOST_ENTRIES, check_state_dict, check_supported, restore_wide_state
+from warmfree.optim.state import HOST_ENTRIES, check_state_dict, check_supported, restore_dtypes, state_dtypes
 
 NonFinite = Literal["skip", "raise", "ignore"]
 _DIRECTIONS: dict[str, Callable[[], Direction]] = {"adam": Adam, "lion": Lion, "sgd": SGD}
@@ -125,8 +125,9 @@ class SizedOptimizer(Optimizer):
         defaults: dict[str, Any] = {"lr": lr, **direction.options(), "weight_decay": weight_decay}
         for control in self.controls:
             if clash := defaults.keys() & control.options().keys():
+                again = ", ".join(sorted(clash))
                 raise ValueError(
-                    f"controls must be of different kinds: {type(control).__name__} sets {', '.join(sorted(clash))} again"
+                    f"controls must be of different kinds: {type(control).__name__} sets {again} again"
                 )
             defaults.update(control.options())
         if defaults.get("peak_lr", 0) is None:
@@ -361,8 +362,9 @@ class SizedOptimizer(Optimizer):
         check_state_dict(self, state_dict)
         for group in state_dict["param_groups"]:
             self._validate(group)
+        dtypes = state_dtypes(self)
         super().load_state_dict(state_dict)
-        restore_wide_state(self, state_dict)
+        restore_dtypes(self, state_dict, dtypes)
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("direction", "controls", "nonfinite", "report_norms", "skipped_steps", "_calls")

@@ -19,8 +19,8 @@ class AdamW2(SizedOptimizer):
                W \leftarrow W - aU - a\lambda W
 
     Early updates have low rank and hence a large sigma_1: the bound is an automatic warmup, per matrix. Matrices,
-    embeddings, heads and convolutions are bounded; vectors (biases, gains) are stepped by plain AdamW. With tau = inf it
-    is torch.optim.AdamW bit for bit.
+    embeddings, heads and convolutions are bounded; vectors (biases, gains) are stepped by plain AdamW. With tau = inf
+    it is torch.optim.AdamW bit for bit.
 
     Args:
         params: parameters, named parameters, or groups.
@@ -57,7 +57,7 @@ class AdamW2(SizedOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
-        tau: float = 0.02,
+        tau: float = 0.05,
         power_iterations: int = 2,
         maximize: bool = False,
         foreach: bool | None = None,
@@ -80,8 +80,8 @@ class GIAdamW(SizedOptimizer):
 
     E[v] needs no correction, so keeping it is an automatic warmup :math:`\mathrm{lr}\sqrt{1-\beta_2^t}`: half of lr
     after 288 steps at beta2 = 0.999, after 6 at 0.95. By default g_0 is the first gradient the optimizer sees (v_1 =
-    g_1^2); `prime()` takes it from a separate batch, as the authors do. A parameter starts at its first gradient that is
-    not zero and is left alone before. An element that is zero in that gradient (a row of an embedding that is not
+    g_1^2); `prime()` takes it from a separate batch, as the authors do. A parameter starts at its first gradient that
+    is not zero and is left alone before. An element that is zero in that gradient (a row of an embedding that is not
     in the batch) keeps v_0 = 0 and moves as under Adam.
 
     Args:
@@ -193,8 +193,8 @@ class LionAR(SizedOptimizer):
     r"""LionA that turns each neuron by AdamW's equilibrium angle, from the first step on, and keeps its norm.
 
     The angle is :math:`\sqrt{2\,\mathrm{lr}\,\lambda\,(1-b)/(1+b)}`, times :math:`1-b^t` with inverse bias
-    correction; see `AngularControl` for the step. Weight decay sets the angle and must be positive; parameters in groups
-    without weight decay and vectors are stepped by LionA.
+    correction; see `AngularControl` for the step. Weight decay sets the angle and must be positive; parameters in
+    groups without weight decay and vectors are stepped by LionA.
 
     Args:
         params: parameters, named parameters, or groups.
@@ -273,7 +273,7 @@ class RotationalAdamW(SizedOptimizer):
             angle exact at every step.
         per_neuron: keep norms and turn per neuron; False: per tensor.
         zero_mean: keep each neuron's mean at zero. The first step then centres the weights and rescales them to their
-            norm. The authors' default is to do so; weights that change by more than a step are a surprise, so ours is not.
+            norm. The authors' default is to do so; weights that change by more than a step are a surprise: not ours.
         maximize: go up instead of down.
         foreach: take the tensors of a group together (None: on anything but the CPU).
         nonfinite: "skip", "raise" or "ignore" non-finite gradients.

@@ -41,7 +41,7 @@ class SpectralBound:
     Reference: Qi et al. 2025, Algorithm 1. Floor, order and persistence of the power iterations are our choice.
     """
 
-    tau: float = 0.02
+    tau: float = 0.05
     power_iterations: int = 2
     floor: float = 0.1
 

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from warmfree.optim import norms
-
 # Counters that live on the host, whatever the parameter's device and type.
 HOST_ENTRIES = ("step", "started")
 
@@ -65,12 +63,28 @@ def _check_entries(expected: dict[str, Any], found: dict[str, Any], parameter: T
             )
 
 
-def restore_wide_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Undo the cast of state to bfloat16 or float16 that torch's load_state_dict makes for such parameters."""
+def state_dtypes(optimizer: Optimizer) -> dict[Tensor, dict[str, torch.dtype]]:
+    """Return the type of every state entry, for `restore_dtypes`."""
+    return {
+        parameter: {name: value.dtype for name, value in entries.items()}
+        for parameter, entries in optimizer.state.items()
+    }
+
+
+def restore_dtypes(
+    optimizer: Optimizer, state_dict: dict[str, Any], dtypes: dict[Tensor, dict[str, torch.dtype]]
+) -> None:
+    """Give loaded state its types back; torch's load_state_dict casts all of it to the parameter's type.
+
+    Args:
+        optimizer: into which the state_dict has just been loaded.
+        state_dict: where the entries are still as wide as they were saved.
+        dtypes: the types before loading.
+    """
     for ours, theirs in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         for parameter, key in zip(ours["params"], theirs["params"], strict=True):
-            if parameter.dtype == norms.compute_dtype(parameter):
-                continue
-            for name, value in state_dict["state"][key].items():
-                device = torch.device("cpu") if name in HOST_ENTRIES else parameter.device
-                optimizer.state[parameter][name] = value.detach().to(device, copy=True)
+            for name, dtype in dtypes[parameter].items():
+                loaded = optimizer.state[parameter][name]
+                if loaded.dtype != dtype:
+                    saved = state_dict["state"][key][name].detach()
+                    optimizer.state[parameter][name] = saved.to(loaded.device, dtype, copy=True)

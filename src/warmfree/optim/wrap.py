@@ -15,7 +15,7 @@ from warmfree.optim.base import NonFinite, NonFiniteGradientError, SizeControl, 
 from warmfree.optim.move import Move, StepReport, Update
 from warmfree.optim.noise import NoiseControl
 from warmfree.optim.routing import ROUTING_OPTIONS, layout_of
-from warmfree.optim.state import check_state_dict, check_supported, restore_wide_state
+from warmfree.optim.state import check_state_dict, check_supported, restore_dtypes, state_dtypes
 
 
 def wrap(
@@ -211,8 +211,9 @@ class WrappedOptimizer(Optimizer):
             raise ValueError("state_dict is not one of a wrapped optimizer: it has no 'inner'")
         check_state_dict(self, state_dict)
         self.inner.load_state_dict(state_dict["inner"])
+        dtypes = state_dtypes(self)
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "inner"})
-        restore_wide_state(self, state_dict)
+        restore_dtypes(self, state_dict, dtypes)
         self.inner.param_groups = list(self.param_groups)
 
     def __getstate__(self) -> dict[str, Any]:
