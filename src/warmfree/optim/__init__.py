@@ -1,7 +1,8 @@
 """Optimizers: a direction, its size controls, and the write."""
 
 from warmfree.optim.angular import AngularControl
-from warmfree.optim.base import NonFiniteGradientError, SizedOptimizer
+from warmfree.optim.base import SizedOptimizer
+from warmfree.optim.control import NonFiniteGradientError, SizeControl
 from warmfree.optim.directions import SGD, Adam, Lion
 from warmfree.optim.move import StepReport
 from warmfree.optim.noise import NoiseControl, representation_change_factor
@@ -22,6 +23,7 @@ __all__ = [
     "NoiseControl",
     "NonFiniteGradientError",
     "RotationalAdamW",
+    "SizeControl",
     "SizedOptimizer",
     "SpectralBound",
     "StepReport",

@@ -82,7 +82,7 @@ class AngularControl:
 
     def claims(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> bool:
         """Take matrices under weight decay whose neurons (or which themselves) have at least two weights."""
-        if layout.role == "vector" or parameter.ndim < 2 or group["weight_decay"] == 0:
+        if layout.role == "vector" or group["weight_decay"] == 0:
             return False
         if group["per_neuron"]:
             return norms.fan_in(parameter, out_dim=layout.out_dim) > 1

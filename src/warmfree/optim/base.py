@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -13,39 +13,20 @@ from torch.optim import Optimizer
 
 from warmfree.optim import norms
 from warmfree.optim.apply import apply_move
+from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
 from warmfree.optim.directions import SGD, Adam, Direction, Lion
 from warmfree.optim.move import Layout, Move, StepReport
 from warmfree.optim.routing import ROUTING_OPTIONS, layout_of
-from warmfree.optim.state import HOST_ENTRIES, check_state_dict, check_supported, restore_dtypes, state_dtypes
+from warmfree.optim.state import (
+    HOST_ENTRIES,
+    check_gradient,
+    check_state_dict,
+    check_supported,
+    restore_dtypes,
+    state_dtypes,
+)
 
-NonFinite = Literal["skip", "raise", "ignore"]
 _DIRECTIONS: dict[str, Callable[[], Direction]] = {"adam": Adam, "lion": Lion, "sgd": SGD}
-
-
-class SizeControl(Protocol):
-    """The contract: options with defaults, state, a change to the move, and perhaps one after it."""
-
-    def options(self) -> dict[str, Any]:
-        """Return the parameter-group options and their defaults."""
-
-    def validate(self, group: dict[str, Any]) -> None:
-        """Raise ValueError if an option of a parameter group is out of range."""
-
-    def claims(self, parameter: Tensor, layout: Layout, group: dict[str, Any]) -> bool:
-        """Whether the control acts on this parameter."""
-
-    def new_state(self, parameter: Tensor, layout: Layout, group: dict[str, Any]) -> dict[str, Tensor]:
-        """State of a parameter, before its first step."""
-
-    def __call__(self, move: Move) -> None:
-        """Change the step sizes, decays or updates of a move."""
-
-    def restore(self, move: Move) -> None:
-        """Change the weights after the write, to keep a norm."""
-
-
-class NonFiniteGradientError(RuntimeError):
-    """A gradient holds inf or NaN, and the optimizer was told to raise. Nothing was changed."""
 
 
 @dataclass(slots=True)
@@ -195,7 +176,7 @@ class SizedOptimizer(Optimizer):
             raise RuntimeError(
                 "prime() must be called once, before the first step: a parameter has already started"
             )
-        largest = largest_magnitudes([parameter.grad for parameter in parameters])
+        largest = norms.largest_magnitudes([parameter.grad for parameter in parameters])
         if not all(map(math.isfinite, largest)):
             raise NonFiniteGradientError(
                 "non-finite gradient in prime(): call it with the gradients of a sound batch"
@@ -249,16 +230,13 @@ class SizedOptimizer(Optimizer):
             if parameter.grad is not None
         ]
         for _, _, parameter in found:
-            if parameter.grad.layout != torch.strided:
-                raise TypeError(
-                    f"{type(self).__name__} does not support sparse gradients; use sparse=False in nn.Embedding"
-                )
+            check_gradient(parameter, name=type(self).__name__)
         ready: list[list[int]] = [[] for _ in self.param_groups]
         first_matters = self.direction.needs_first_gradient
         still = [float(group["lr"]) == 0 for group in self.param_groups]
         largest = [1.0] * len(found)
         if self.nonfinite != "ignore" or first_matters or any(still):
-            largest = largest_magnitudes([parameter.grad for _, _, parameter in found])
+            largest = norms.largest_magnitudes([parameter.grad for _, _, parameter in found])
         if self.nonfinite != "ignore" and not all(map(math.isfinite, largest)):
             if self.nonfinite == "raise":
                 bad = [
@@ -373,23 +351,6 @@ class SizedOptimizer(Optimizer):
             **{name: getattr(self, name) for name in names},
             "step_report": None,
         }
-
-
-def largest_magnitudes(tensors: list[Tensor]) -> list[float]:
-    """Return max |x| of each tensor (NaN and inf survive), fetched once per device."""
-    largest = [0.0] * len(tensors)
-    by_device: dict[torch.device, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        if tensor.numel():
-            by_device.setdefault(tensor.device, []).append(index)
-    for device, indices in by_device.items():
-        wide = norms.scalar_dtype(device)
-        values = torch._foreach_norm([tensors[index] for index in indices], torch.inf)
-        for index, value in zip(
-            indices, torch.stack([value.to(wide) for value in values]).tolist(), strict=True
-        ):
-            largest[index] = value
-    return largest
 
 
 def _note_norms(move: Move) -> None:

@@ -86,8 +86,8 @@ class NoiseControl:
 
     def claims(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> bool:
         """Take every matrix, embeddings and heads included."""
-        del group
-        return layout.role != "vector" and parameter.ndim >= 2 and parameter.numel() > 0
+        del parameter, group
+        return layout.role != "vector"
 
     def new_state(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> dict[str, Tensor]:
         """Averages of |m|^2, |g|^2 and rho."""

@@ -29,6 +29,23 @@ def scalar_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def largest_magnitudes(tensors: Sequence[Tensor]) -> list[float]:
+    """Return max |x| of each tensor (NaN and inf survive), fetched once per device."""
+    largest = [0.0] * len(tensors)
+    by_device: dict[torch.device, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        if tensor.numel():
+            by_device.setdefault(tensor.device, []).append(index)
+    for device, indices in by_device.items():
+        wide = scalar_dtype(device)
+        values = torch._foreach_norm([tensors[index] for index in indices], torch.inf)
+        for index, value in zip(
+            indices, torch.stack([value.to(wide) for value in values]).tolist(), strict=True
+        ):
+            largest[index] = value
+    return largest
+
+
 def as_matrix(tensor: Tensor, *, out_dim: int = 0) -> Tensor:
     """View (or copy, if the strides demand it) a tensor as a matrix of shape (out, in).
 
@@ -84,7 +101,7 @@ def random_direction(length: int, *, device: torch.device, dtype: torch.dtype) -
     """
     generator = torch.Generator().manual_seed(length)
     vector = torch.randn(length, generator=generator, dtype=torch.float64)
-    return _normalize(vector).to(device=device, dtype=dtype)
+    return _normalize(vector)[0].to(device=device, dtype=dtype)
 
 
 def largest_singular_values(
@@ -119,16 +136,16 @@ def largest_singular_values(
         probe = random_direction(vector.numel(), device=vector.device, dtype=vector.dtype)
         right = torch.add(vector, probe, alpha=_RESTART)
         for _ in range(iterations):
-            left = _normalize(matrix @ right)
-            right = matrix.mT @ left
-            sigma = torch.linalg.vector_norm(right)
-            right = _normalize(right)
+            left, _ = _normalize(matrix @ right)
+            right, sigma = _normalize(matrix.mT @ left)
         vector.copy_(torch.where(sigma > 0, right, vector))
         sigmas.append(sigma)
     return sigmas
 
 
-def _normalize(vector: Tensor) -> Tensor:
-    """Scale to unit length; a zero vector stays zero."""
-    norm = torch.linalg.vector_norm(vector)
-    return vector / torch.where(norm > 0, norm, torch.ones_like(norm))
+def _normalize(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the unit vector and the length; a zero vector stays zero. No square can overflow or underflow."""
+    largest = vector.abs().max()
+    scaled = vector / torch.where(largest > 0, largest, 1.0)
+    length = torch.linalg.vector_norm(scaled)
+    return scaled / torch.where(length > 0, length, 1.0), largest * length

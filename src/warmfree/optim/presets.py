@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from warmfree.optim.angular import AngularControl
-from warmfree.optim.base import NonFinite, SizedOptimizer
+from warmfree.optim.base import SizedOptimizer
+from warmfree.optim.control import NonFinite
 from warmfree.optim.directions import Adam, Lion
 from warmfree.optim.spectral import SpectralBound
 

@@ -38,7 +38,7 @@ def layout_of(parameter: Tensor, group: Mapping[str, Any]) -> Layout:
         role = "matrix" if parameter.ndim >= 2 else "vector"
     elif role not in ROLES:
         raise ValueError(f"role must be one of {', '.join(ROLES)} or None, got {role!r}")
-    if role == "vector" or parameter.ndim < 2:
+    if role == "vector" or parameter.ndim < 2 or parameter.numel() == 0:
         return Layout("vector")
 
     out_dim = group["out_dim"]

@@ -60,8 +60,8 @@ class SpectralBound:
 
     def claims(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> bool:
         """Take every matrix, embeddings and heads included."""
-        del group
-        return layout.role != "vector" and parameter.ndim >= 2 and parameter.numel() > 0
+        del parameter, group
+        return layout.role != "vector"
 
     def new_state(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> dict[str, Tensor]:
         """Right singular vectors, one per section, of weight and update."""

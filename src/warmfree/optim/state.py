@@ -23,6 +23,12 @@ def check_supported(parameter: Tensor, *, name: str) -> None:
         raise TypeError(f"{name} does not support sharded parameters (DTensor) yet, got {kind}")
 
 
+def check_gradient(parameter: Tensor, *, name: str) -> None:
+    """Raise TypeError if a parameter's gradient is sparse."""
+    if parameter.grad is not None and parameter.grad.layout != torch.strided:
+        raise TypeError(f"{name} does not support sparse gradients; use sparse=False in nn.Embedding")
+
+
 def check_state_dict(optimizer: Optimizer, state_dict: Any) -> None:
     """Raise ValueError unless a state_dict has the groups, entries and shapes that the optimizer has.
 

@@ -11,11 +11,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmfree.optim import norms
-from warmfree.optim.base import NonFinite, NonFiniteGradientError, SizeControl, largest_magnitudes
+from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
 from warmfree.optim.move import Move, StepReport, Update
 from warmfree.optim.noise import NoiseControl
 from warmfree.optim.routing import ROUTING_OPTIONS, layout_of
-from warmfree.optim.state import check_state_dict, check_supported, restore_dtypes, state_dtypes
+from warmfree.optim.state import (
+    check_gradient,
+    check_state_dict,
+    check_supported,
+    restore_dtypes,
+    state_dtypes,
+)
 
 
 def wrap(
@@ -129,6 +135,8 @@ class WrappedOptimizer(Optimizer):
             for index, parameter in enumerate(group["params"])
             if parameter.grad is not None
         ]
+        for _, _, parameter in members:
+            check_gradient(parameter, name="wrap()")
         values: dict[str, dict[str, Tensor]] = {}
         bad = self._non_finite([(p, i, parameter.grad) for p, i, parameter in members])
         if not bad:
@@ -153,7 +161,7 @@ class WrappedOptimizer(Optimizer):
     def _non_finite(self, members: list[tuple[int, int, Tensor]]) -> list[str]:
         if self.nonfinite == "ignore":
             return []
-        sizes = largest_magnitudes([tensor for _, _, tensor in members])
+        sizes = norms.largest_magnitudes([tensor for _, _, tensor in members])
         return [
             self._name(p, i)
             for (p, i, _), size in zip(members, sizes, strict=True)

@@ -1,0 +1,37 @@
+"""What the parts of a step agree on: the contract of a size control, and of non-finite numbers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
+
+from warmfree.optim.move import Layout, Move
+
+NonFinite = Literal["skip", "raise", "ignore"]
+
+
+class SizeControl(Protocol):
+    """The contract: options with defaults, state, a change to the move, and perhaps one after it."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the parameter-group options and their defaults."""
+
+    def validate(self, group: dict[str, Any]) -> None:
+        """Raise ValueError if an option of a parameter group is out of range."""
+
+    def claims(self, parameter: Tensor, layout: Layout, group: dict[str, Any]) -> bool:
+        """Whether the control acts on this parameter."""
+
+    def new_state(self, parameter: Tensor, layout: Layout, group: dict[str, Any]) -> dict[str, Tensor]:
+        """State of a parameter, before its first step."""
+
+    def __call__(self, move: Move) -> None:
+        """Change the step sizes, decays or updates of a move."""
+
+    def restore(self, move: Move) -> None:
+        """Change the weights after the write, to keep a norm."""
+
+
+class NonFiniteGradientError(RuntimeError):
+    """A gradient holds inf or NaN, and the optimizer was told to raise. Nothing was changed."""

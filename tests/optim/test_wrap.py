@@ -1,0 +1,94 @@
+"""Size controls around optimizers that know nothing of them."""
+
+import pytest
+import torch
+from problems import assert_equal, backward, make_model, train, weights
+from torch import nn
+
+from warmfree import AdamW2, wrap
+from warmfree.optim import AngularControl, NonFiniteGradientError, SpectralBound
+
+
+def sigma(tensor):
+    return torch.linalg.matrix_norm(tensor.detach().flatten(1), ord=2).item()
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.2])
+def test_muon_is_bounded(tau):
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False))
+    optimizer = wrap(torch.optim.Muon(model.parameters(), lr=5.0, weight_decay=0.0), [SpectralBound(tau=tau)])
+    for step in range(8):
+        before = [sigma(weight) for weight in model.parameters()]
+        torch.manual_seed(step)
+        loss = model(torch.randn(16, 6)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for weight, old in zip(model.parameters(), before, strict=True):
+            assert sigma(weight) <= old * (1 + tau) * 1.002
+        assert all(entries["factor"] < 1 for entries in optimizer.step_report.fetch().values())
+
+
+def test_around_adamw_it_is_adamw2_without_decay():
+    ours, theirs = make_model(torch.float64), make_model(torch.float64)
+    train(
+        ours,
+        wrap(torch.optim.AdamW(ours.parameters(), 0.05, weight_decay=0.0), [SpectralBound(tau=0.01)]),
+        10,
+    )
+    train(theirs, AdamW2(theirs.parameters(), 0.05, weight_decay=0.0, tau=0.01), 10)
+    for a, b in zip(weights(ours), weights(theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_angular_control_keeps_norms_of_what_decays():
+    model = make_model()
+    norms = model[3].weight.detach().norm(dim=1)
+    optimizer = wrap(torch.optim.AdamW(model.parameters(), 0.05, weight_decay=0.1), [AngularControl()])
+    train(model, optimizer, 10)
+    torch.testing.assert_close(model[3].weight.detach().norm(dim=1), norms, rtol=1e-5, atol=0)
+
+
+class Exploding(torch.optim.SGD):
+    """Finite gradients, a non-finite step: an optimizer whose state has overflowed."""
+
+    def step(self, closure=None):
+        result = super().step(closure)
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].view(-1)[0] = float("inf")
+        return result
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+def test_a_nonfinite_update_is_undone_exactly(nonfinite):
+    model = make_model()
+    optimizer = wrap(Exploding(model.parameters(), lr=0.1), [SpectralBound()], nonfinite=nonfinite)
+    before = weights(model)
+    backward(model, 0)
+    if nonfinite == "raise":
+        with pytest.raises(NonFiniteGradientError, match=r"update in 0\.0"):
+            optimizer.step()
+    else:
+        optimizer.step()
+        assert optimizer.skipped_steps == 1
+    assert_equal(before, weights(model))
+
+
+def test_schedulers_and_groups_are_shared_with_the_wrapped_optimizer():
+    model = make_model()
+    inner = torch.optim.SGD(model[0].parameters(), lr=1.0)
+    optimizer = wrap(inner, [SpectralBound()])
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    train(model, optimizer, 1, scheduler=scheduler)
+    assert inner.param_groups[0]["lr"] == pytest.approx(0.1)
+    optimizer.add_param_group({"params": model[3].parameters(), "tau": 0.5})
+    assert len(inner.param_groups) == len(optimizer.param_groups) == 2
+    optimizer.load_state_dict(optimizer.state_dict())
+    scheduler.step()
+    assert inner.param_groups[0]["lr"] == pytest.approx(0.01)
+    train(model, optimizer, 1)
+
+
+def test_only_an_optimizer_can_be_wrapped():
+    with pytest.raises(TypeError, match=r"needs a torch\.optim\.Optimizer, got Linear"):
+        wrap(nn.Linear(2, 2), [SpectralBound()])
