@@ -176,7 +176,7 @@ class SizedOptimizer(Optimizer):
             raise RuntimeError(
                 "prime() must be called once, before the first step: a parameter has already started"
             )
-        largest = norms.largest_magnitudes([parameter.grad for parameter in parameters])
+        largest = norms.magnitudes([parameter.grad for parameter in parameters])
         if not all(map(math.isfinite, largest)):
             raise NonFiniteGradientError(
                 "non-finite gradient in prime(): call it with the gradients of a sound batch"
@@ -236,7 +236,7 @@ class SizedOptimizer(Optimizer):
         still = [float(group["lr"]) == 0 for group in self.param_groups]
         largest = [1.0] * len(found)
         if self.nonfinite != "ignore" or first_matters or any(still):
-            largest = norms.largest_magnitudes([parameter.grad for _, _, parameter in found])
+            largest = norms.magnitudes([parameter.grad for _, _, parameter in found])
         if self.nonfinite != "ignore" and not all(map(math.isfinite, largest)):
             if self.nonfinite == "raise":
                 bad = [

@@ -29,21 +29,33 @@ def scalar_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def largest_magnitudes(tensors: Sequence[Tensor]) -> list[float]:
-    """Return max |x| of each tensor (NaN and inf survive), fetched once per device."""
-    largest = [0.0] * len(tensors)
+def magnitudes(tensors: Sequence[Tensor]) -> list[float]:
+    """Return a size of each tensor that is 0 for a zero one alone, and finite for a finite one alone.
+
+    It is the l2 norm where that is a positive number, else the largest magnitude: the norm is far faster, but its
+    squares overflow and underflow. Fetched once per device.
+
+    Example:
+        >>> magnitudes([torch.tensor([3.0, 4.0]), torch.tensor([1e30]), torch.tensor([1e-30]), torch.zeros(2)])
+        [5.0, 1.0000000150474662e+30, 1.0000000031710769e-30, 0.0]
+        >>> magnitudes([torch.tensor([1.0, float("nan")])])
+        [nan]
+    """
+    sizes = [0.0] * len(tensors)
     by_device: dict[torch.device, list[int]] = {}
     for index, tensor in enumerate(tensors):
         if tensor.numel():
             by_device.setdefault(tensor.device, []).append(index)
     for device, indices in by_device.items():
-        wide = scalar_dtype(device)
-        values = torch._foreach_norm([tensors[index] for index in indices], torch.inf)
-        for index, value in zip(
-            indices, torch.stack([value.to(wide) for value in values]).tolist(), strict=True
-        ):
-            largest[index] = value
-    return largest
+        for order in (2.0, torch.inf):
+            found = torch._foreach_norm([tensors[index] for index in indices], order)
+            numbers = torch.stack([value.to(scalar_dtype(device)) for value in found]).tolist()
+            for index, number in zip(indices, numbers, strict=True):
+                sizes[index] = number
+            indices = [index for index in indices if not 0 < sizes[index] < torch.inf]
+            if not indices:
+                break
+    return sizes
 
 
 def as_matrix(tensor: Tensor, *, out_dim: int = 0) -> Tensor:
@@ -120,7 +132,7 @@ def largest_singular_values(
         iterations: number of iterations, at least 1.
 
     Returns:
-        0-D tensors in the matrices' dtype; exactly 0 for a zero matrix.
+        0-D tensors of `scalar_dtype`; exactly 0 for a zero matrix.
 
     Example:
         >>> diagonal = torch.diag(torch.tensor([3.0, 1.0, 0.5]))
@@ -144,8 +156,6 @@ def largest_singular_values(
 
 
 def _normalize(vector: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the unit vector and the length; a zero vector stays zero. No square can overflow or underflow."""
-    largest = vector.abs().max()
-    scaled = vector / torch.where(largest > 0, largest, 1.0)
-    length = torch.linalg.vector_norm(scaled)
-    return scaled / torch.where(length > 0, length, 1.0), largest * length
+    """Return the unit vector and the length; a zero vector stays zero. float64 keeps squares from overflowing."""
+    length = torch.linalg.vector_norm(vector, dtype=scalar_dtype(vector.device))
+    return vector / torch.where(length > 0, length, 1.0), length

@@ -97,8 +97,7 @@ class SpectralBound:
         def sigmas(tensor: Tensor, vectors: str) -> Tensor:
             blocks = layout.blocks(norms.as_matrix(tensor, out_dim=layout.out_dim))
             rows = list(state[vectors].unbind(0))
-            values = torch.stack(norms.largest_singular_values(blocks, rows, iterations=iterations))
-            return values.to(norms.scalar_dtype(values.device))
+            return torch.stack(norms.largest_singular_values(blocks, rows, iterations=iterations))
 
         sigma_weight, sigma_update = sigmas(weight, "weight_vectors"), sigmas(update, "update_vectors")
         fan_in = norms.fan_in(weight, out_dim=layout.out_dim)

@@ -161,7 +161,7 @@ class WrappedOptimizer(Optimizer):
     def _non_finite(self, members: list[tuple[int, int, Tensor]]) -> list[str]:
         if self.nonfinite == "ignore":
             return []
-        sizes = norms.largest_magnitudes([tensor for _, _, tensor in members])
+        sizes = norms.magnitudes([tensor for _, _, tensor in members])
         return [
             self._name(p, i)
             for (p, i, _), size in zip(members, sizes, strict=True)
