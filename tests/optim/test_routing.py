@@ -49,6 +49,21 @@ def test_a_tied_model_with_transposed_projections():
     assert all(g["lr"] == 0.5 for g in groups)
 
 
+def test_embeddings_may_have_a_decay_of_their_own():
+    groups = parameter_groups(Tied(), weight_decay=1.0, embedding_decay=0.0)
+    assert {g["role"]: g["weight_decay"] for g in groups} == {"embedding": 0.0, "matrix": 1.0, "vector": 0.0}
+    rotated = {name for name, entries in _step(LionAR(groups)).items() if "angle" in entries}
+    assert rotated == {"c_attn.weight"}
+
+
+def _step(optimizer):
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return optimizer.step_report.fetch()
+
+
 def test_without_split_qkv_the_projection_is_one_matrix():
     assert ("matrix", 1, None) in as_dict(parameter_groups(Tied()))
 

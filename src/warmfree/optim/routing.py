@@ -65,17 +65,24 @@ def layout_of(parameter: Tensor, group: Mapping[str, Any]) -> Layout:
 
 
 def parameter_groups(
-    model: nn.Module, *, weight_decay: float = 0.1, split_qkv: bool = False, **options: Any
+    model: nn.Module,
+    *,
+    weight_decay: float = 0.1,
+    embedding_decay: float | None = None,
+    split_qkv: bool = False,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Sort a model's parameters into groups for any optimizer of this package.
 
-    Matrices, embeddings and the head get `weight_decay`, vectors (biases, gains) get none. Embeddings are the weights
+    Matrices and the head get `weight_decay`, embeddings `embedding_decay`, vectors (biases, gains) none. Embeddings are the weights
     of `nn.Embedding`; the head is what `model.get_output_embeddings()` returns (transformers), else the last
     `nn.Linear`, unless it is tied to an embedding. Modules named Conv1D (transformers) are read transposed.
 
     Args:
         model: any module; shared parameters are listed once, frozen ones (requires_grad=False) not at all.
-        weight_decay: of everything but vectors, at least 0.
+        weight_decay: of matrices and the head, at least 0.
+        embedding_decay: of embeddings, tied heads included; None for `weight_decay`. 0 keeps the rotational optimizers
+            from turning them.
         split_qkv: bound q, k and v of fused projections on their own. Recognised by the names qkv, c_attn,
             in_proj_weight and Wqkv, when their outputs fall into three equal parts.
         options: further options for every group, such as lr.
@@ -96,6 +103,7 @@ def parameter_groups(
         vector 0.0 ['1.bias', '2.weight', '2.bias', '3.bias']
     """
     roles = _roles(model)
+    decays = {"vector": 0.0, "embedding": weight_decay if embedding_decay is None else embedding_decay}
     groups: dict[tuple[str, int, int | None], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -108,7 +116,7 @@ def parameter_groups(
         group = groups.setdefault((role, out_dim, split), {"params": [], "role": role})
         group["params"].append((name, parameter))
         group.update(out_dim=out_dim, split=split, **options)
-        group["weight_decay"] = 0.0 if role == "vector" else weight_decay
+        group["weight_decay"] = decays.get(role, weight_decay)
     if not groups:
         raise ValueError("the model has no trainable parameter: nothing to optimize")
     order = {role: place for place, role in enumerate(("embedding", "matrix", "head", "vector"))}

@@ -1,0 +1,105 @@
+"""One training run of a comparison, in a folder of its own."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from warmfree.lab.data import Corpus
+from warmfree.lab.lock import exclusive
+from warmfree.lab.methods import METHODS
+from warmfree.lab.tasks import ByteGPTConfig, prepare_run
+from warmfree.lab.train import CHECKPOINT, RECORD, OnStep, train
+from warmfree.record import read_json, read_records, write_json
+
+__all__ = ["Cell", "read_cell", "run_cell"]
+
+RESULT = "result.json"
+CURVE_POINTS = 200
+_CURVE_KEYS = ("step", "loss", "lr", "update_rms", "angle", "factor")
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Cell:
+    """A method at one learning rate with one seed.
+
+    Example:
+        >>> Cell("adamw", 3e-3, 0).name
+        'adamw-lr0.003-seed0'
+    """
+
+    method: str
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Return the name of the cell's folder; repr keeps every digit, so that no two cells share one."""
+        return f"{self.method}-lr{self.lr!r}-seed{self.seed}"
+
+    def is_done(self, folder: Path) -> bool:
+        """Return whether the cell has a result in its folder."""
+        return (folder / RESULT).exists()
+
+
+def run_cell(
+    cell: Cell, config: ByteGPTConfig, corpus: Corpus, folder: Path, *, on_step: OnStep | None = None
+) -> None:
+    """Train a cell to its end and write its result, last and in one move; a cell with a result is left alone.
+
+    Args:
+        cell: what to train.
+        config: model, batches and schedule.
+        corpus: the text.
+        folder: of this cell; created when missing. A checkpoint in it is continued.
+        on_step: called after every step with (steps done, loss, lr).
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+    """
+    folder.mkdir(exist_ok=True)
+    # A worker of a killed run may need a moment to notice; two writers must never meet in one record.
+    with exclusive(folder / ".lock", wait=10.0):
+        if cell.is_done(folder):
+            return
+        run = prepare_run(config, corpus, METHODS[cell.method], lr=cell.lr, seed=cell.seed)
+        outcome = train(run, folder, on_step=on_step)
+        write_json(folder / RESULT, dataclasses.asdict(cell) | dataclasses.asdict(outcome))
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def read_cell(folder: Path, *, steps: int) -> dict[str, Any]:
+    """Return a finished cell as it stands in ``results.json``.
+
+    Args:
+        folder: of the cell.
+        steps: length of the run: of long runs about 200 unmeasured steps are kept, and all measured ones.
+
+    Returns:
+        The result with ``curve``, equally long lists with None where nothing finite was measured, and
+        ``evals``.
+    """
+    # A resumed run repeats what it did since its checkpoint: the later record of a step wins.
+    trained: dict[int, dict[str, Any]] = {}
+    evaluated: dict[int, float] = {}
+    for row in read_records(folder / RECORD):
+        if "val_loss" in row:
+            evaluated[row["step"]] = row["val_loss"]
+        else:
+            trained[row["step"]] = row
+    rows = list(_thin(trained, stride=max(steps // CURVE_POINTS, 1)))
+    curve = {key: [_finite_or_none(row.get(key)) for row in rows] for key in _CURVE_KEYS}
+    evals = {"step": list(evaluated), "val_loss": [_finite_or_none(value) for value in evaluated.values()]}
+    return {**read_json(folder / RESULT), "curve": curve, "evals": evals}
+
+
+def _thin(rows: dict[int, dict[str, Any]], *, stride: int) -> Iterator[dict[str, Any]]:
+    last = max(rows, default=0)
+    for step in sorted(rows):
+        if step % stride == 0 or "angle" in rows[step] or step == last:
+            yield rows[step]
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and abs(value) < float("inf") else None  # nan compares false

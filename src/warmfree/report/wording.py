@@ -1,0 +1,84 @@
+"""Numbers as people read them: one rounding and one spelling for the terminal, the verdict and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def short(value: float) -> str:
+    """Write a learning rate, or the like, short enough for a tick and ready to paste into a command.
+
+    Example:
+        >>> short(0.003), short(0.00178), short(0.1)
+        ('3e-3', '1.78e-3', '0.1')
+    """
+    if 0.01 <= value < 1000:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def loss(value: float) -> str:
+    """Write a loss in nats with three decimals.
+
+    Example:
+        >>> loss(1.96049)
+        '1.960'
+    """
+    return f"{value:.3f}"
+
+
+def percent(fraction: float) -> str:
+    """Write the size of a fraction in percent, without its sign.
+
+    Example:
+        >>> percent(0.0668), percent(-0.0668), percent(0.0001)
+        ('6.7 %', '6.7 %', 'less than 0.1 %')
+    """
+    text = f"{abs(100 * fraction):.1f}"
+    return "less than 0.1 %" if text == "0.0" and fraction else f"{text} %"
+
+
+def signed_percent(fraction: float) -> str:
+    """Write a fraction in percent with its sign.
+
+    Example:
+        >>> signed_percent(0.0668), signed_percent(-0.0042), signed_percent(0.0)
+        ('+6.7 %', '−0.4 %', '0.0 %')
+    """
+    text = f"{abs(100 * fraction):.1f} %"
+    if text == "0.0 %":
+        return text
+    return f"{'+' if fraction > 0 else '−'}{text}"
+
+
+def factor(value: float) -> str:
+    """Write a ratio with two digits, whole from ten up.
+
+    Example:
+        >>> factor(3.1623), factor(31.6), factor(3.0)
+        ('3.2', '32', '3')
+    """
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number with its noun, plural where it should be.
+
+    Example:
+        >>> count(1, "seed"), count(3, "seed")
+        ('1 seed', '3 seeds')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listing(items: Sequence[str]) -> str:
+    """Join names the way a sentence does.
+
+    Example:
+        >>> listing(["AdamW"]), listing(["AdamW", "RAdam", "LionA"])
+        ('AdamW', 'AdamW, RAdam and LionA')
+    """
+    if len(items) < 2:
+        return "".join(items)
+    return f"{', '.join(items[:-1])} and {items[-1]}"
