@@ -132,7 +132,7 @@ def test_a_preview_writes_nothing_and_knows_what_is_done(tmp_path: Path) -> None
 
 def test_ctrl_c_saves_and_the_same_call_resumes(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    plan = make_plan(steps=600)
+    plan = make_plan(steps=300)
     run(plan, whole)
     record = parts / "cells" / "adamw-lr0.001-seed0" / "record.jsonl"
 

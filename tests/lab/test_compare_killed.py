@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from warmfree.lab.cells import Cell, read_cell, run_cell
+from warmfree.lab.data import load_shakespeare
+from warmfree.lab.plan import QUICK_TASK
+
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-m", "warmfree.cli", "compare", "--quick", "--steps", "120", "--workers", "1"]
@@ -49,9 +53,13 @@ def numbers(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [{key: value for key, value in cell.items() if key != "seconds"} for cell in results["cells"]]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return numbers(finish(tmp_path_factory.mktemp("undisturbed") / "out"))
+@pytest.fixture
+def undisturbed(tmp_path: Path) -> list[dict[str, Any]]:
+    """The same cells trained here, without processes, folders or interruptions."""
+    corpus, cells = load_shakespeare(), [Cell("adamw", 2e-3, 0), Cell("adamw-warmup", 2e-3, 0)]
+    for cell in cells:
+        run_cell(cell, QUICK_TASK.with_steps(120), corpus, tmp_path / cell.name)
+    return numbers({"cells": [read_cell(tmp_path / cell.name, steps=120) for cell in cells]})
 
 
 def test_killed_again_and_again_it_ends_with_the_same_numbers(

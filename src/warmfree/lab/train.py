@@ -132,10 +132,10 @@ def train(run: Run, folder: Path, *, on_step: OnStep | None = None) -> Outcome:
 
     Every step is a record in ``record.jsonl``: ``step``, ``loss`` (before the step) and ``lr``, and on
     measured steps the means over matrices (tensors of 2 or more dimensions) of ``update_rms`` (root mean
-    square of the weight change, divided by lr), ``angle`` (root mean square over neurons of the rotation, radians) and, if
-    the optimizer reports it, over all its tensors of the ``factor`` of its size control. Every validation is
-    a record with ``step`` (steps done) and ``val_loss``. A resumed run repeats the records since its
-    checkpoint with the same content.
+    square of the weight change, divided by lr), ``angle`` (root mean square over neurons of the rotation,
+    radians) and, if the optimizer reports it, over all its tensors of the ``factor`` of its size control.
+    Every validation is a record with ``step`` (steps done) and ``val_loss``. A resumed run repeats the
+    records since its checkpoint with the same content.
 
     Args:
         run: what to train.
