@@ -75,8 +75,8 @@ def parameter_groups(
     """Sort a model's parameters into groups for any optimizer of this package.
 
     Matrices and the head get `weight_decay`, embeddings `embedding_decay`, vectors (biases, gains) none. Embeddings
-    are the weights of `nn.Embedding`; the head is what `model.get_output_embeddings()` returns (transformers), else the last
-    `nn.Linear`, unless it is tied to an embedding. Modules named Conv1D (transformers) are read transposed.
+    are the weights of `nn.Embedding`; the head is what `model.get_output_embeddings()` returns (transformers), else
+    the last `nn.Linear`, unless it is tied to an embedding. Modules named Conv1D (transformers) are read transposed.
 
     Args:
         model: any module; shared parameters are listed once, frozen ones (requires_grad=False) not at all.
