@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "warmfree"
-OPTIM = ["move", "norms", "control", "directions", "spectral", "angular", "noise", "apply", "routing", "state", "base"]
+OPTIM = [
+    "move",
+    "norms",
+    "control",
+    "directions",
+    "spectral",
+    "angular",
+    "noise",
+    "apply",
+    "routing",
+    "state",
+    "controlled",
+    "base",
+]
 ALLOWED = {
     "record": [],
     "optim.move": [],
@@ -22,6 +35,7 @@ ALLOWED = {
     "optim.apply": ["optim.move", "optim.norms"],
     "optim.routing": ["optim.move", "optim.norms"],
     "optim.state": ["optim.norms"],
+    "optim.controlled": [f"optim.{name}" for name in OPTIM],
     "optim.base": [f"optim.{name}" for name in OPTIM],
     "optim.presets": [f"optim.{name}" for name in OPTIM],
     "optim.wrap": [f"optim.{name}" for name in OPTIM],

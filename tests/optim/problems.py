@@ -11,9 +11,9 @@ OPTIMIZERS = {
     "AdamW2": lambda params, **kw: AdamW2(params, **{"lr": 1e-2, **kw}),
     "GIAdamW": lambda params, **kw: GIAdamW(params, **{"lr": 1e-2, **kw}),
     "LionA": lambda params, **kw: LionA(params, **{"lr": 1e-2, **kw}),
-    "LionAR": lambda params, **kw: LionAR(params, **{"lr": 1e-2, **kw}),
+    "LionAR": lambda params, **kw: LionAR(params, **{"lr": 1e-2, "weight_decay": 0.5, **kw}),
     "LionAR-linear": lambda params, **kw: LionAR(
-        params, **{"lr": 1e-2, "angle_schedule": "linear", "per_neuron": False, **kw}
+        params, **{"lr": 1e-2, "weight_decay": 0.5, "angle_schedule": "linear", "per_neuron": False, **kw}
     ),
     "RotationalAdamW": lambda params, **kw: RotationalAdamW(params, **{"lr": 1e-2, **kw}),
     "AdamD": lambda params, **kw: SizedOptimizer(

@@ -253,7 +253,7 @@ def test_a_zero_matrix_trains(build):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
     nn.init.zeros_(model[2].weight)
-    inputs, targets = torch.randn(64, 8), torch.randn(64, 8) @ torch.randn(8, 4)
+    inputs = torch.randn(64, 8)
     targets = inputs @ torch.randn(8, 4)
     optimizer = build(model.parameters(), lr=2e-2)
     losses = []
@@ -314,6 +314,25 @@ def test_step_report_is_by_name_and_fetched_on_request():
         "factor", "snr", "angle", "sigma_weight", "sigma_update", "update_norm", "update_rms", "weight_norm",
     }  # fmt: skip
     assert values["3.bias"]["update_rms"] == pytest.approx(((1 - 0.95) / (1 + 0.95)) ** 0.5, rel=1e-5)
+
+
+def test_state_is_made_on_the_host_and_the_parameters_device_whatever_the_default(build_own):
+    model = make_model()
+    with torch.device("meta"):
+        optimizer = build_own(model.parameters())
+    assert all(
+        value.device.type == "cpu" for entries in optimizer.state.values() for value in entries.values()
+    )
+    train(model, optimizer, 1)
+
+
+def test_priming_with_gradients_that_have_a_graph():
+    weight = nn.Parameter(torch.ones(3, 3))
+    (weight.grad,) = torch.autograd.grad((weight**3).sum(), weight, create_graph=True)
+    optimizer = GIAdamW([weight])
+    optimizer.prime()
+    assert not optimizer.state[weight]["exp_avg_sq"].requires_grad
+    weight.grad = None
 
 
 def test_the_global_random_state_is_left_alone(build):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from warmfree import AdamW2, GIAdamW, LionA, LionAR, RotationalAdamW, SizedOptimizer
-from warmfree.optim import SGD, SpectralBound
+from warmfree.optim import SGD, AngularControl, Lion, NoiseControl, SpectralBound
 
 SHAPES = st.one_of(
     st.sampled_from([(1, 7), (7, 1), (2, 300), (300, 2), (64, 64), (3, 5, 2, 2), (1, 1), (40, 25)]),
@@ -63,6 +63,41 @@ def test_sigma_grows_by_at_most_tau(direction, shape, kind, exponent, tau, lr):
         optimizer.step()
         assert torch.isfinite(weight).all()
         assert sigma(weight) <= before * (1 + tau) * (1 + 2e-3)
+
+
+@pytest.mark.parametrize(("width", "size"), [(64, 3.0), (256, 5.0), (768, 6.0)])
+def test_a_new_direction_beside_an_old_one_is_seen_at_once(width, size):
+    """The vector of the last step stays on the old direction; W's own top direction is the new one."""
+    weight = torch.zeros(width, width)
+    weight[0, width // 2], weight[1, 0] = 1.0, 0.5
+    weight = torch.nn.Parameter(weight)
+    optimizer = SizedOptimizer([weight], SGD(), [SpectralBound(tau=0.05)], lr=1e3)
+    for step in range(5):
+        weight.grad = torch.zeros_like(weight)
+        weight.grad[1, 0] = 1.0
+        if step >= 2:
+            weight.grad[0, width // 2] = -size
+        before = sigma(weight)
+        optimizer.step()
+        assert sigma(weight) <= before * 1.05 * 1.002
+
+
+@pytest.mark.parametrize("width", [64, 256])
+def test_adam_with_one_column_active_and_another_spiking_is_bounded(width):
+    torch.manual_seed(0)
+    start = 0.02 * torch.randn(width, width)
+    start[:, 3] = 0.5 * torch.sign(torch.randn(width))
+    weight = torch.nn.Parameter(start)
+    optimizer = AdamW2([weight], 1.0, weight_decay=0.0, tau=0.05)
+    left = torch.randn(width)
+    for step in range(70):
+        weight.grad = torch.zeros_like(weight)
+        weight.grad[:, 7] = left
+        if step >= 60:
+            weight.grad[:, 3] = -100.0 * weight.detach()[:, 3]
+        before = sigma(weight)
+        optimizer.step()
+        assert sigma(weight) <= before * 1.05 * 1.002
 
 
 def test_the_bound_is_used_up():
@@ -180,6 +215,67 @@ def test_rotational_adamw_without_averaging_has_the_exact_angle():
         torch.testing.assert_close(
             cosine.acos(), torch.full_like(cosine, math.atan(theta)), rtol=1e-6, atol=0
         )
+
+
+def test_the_reported_angle_is_the_one_that_was_made():
+    """Whatever stands before or after the rotation: a bound, an averaged update norm, a neuron that is zero."""
+    torch.manual_seed(0)
+    start = torch.randn(8, 16, dtype=torch.float64)
+    start[2] = 0.0
+    for controls in (
+        [AngularControl()],
+        [AngularControl(update_norm_decay=0.9), SpectralBound(tau=1e-3)],
+        [NoiseControl(batch_size=4), AngularControl()],
+    ):
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = SizedOptimizer([weight], Lion(momentum=0.9), controls, lr=0.1, weight_decay=0.1)
+        for _ in range(4):
+            before = weight.detach().clone()
+            weight.grad = torch.randn_like(weight)
+            optimizer.step()
+            others = [i for i in range(8) if i != 2]
+            cosines = torch.nn.functional.cosine_similarity(before[others], weight.detach()[others])
+            reported = optimizer.step_report.fetch()["0.0"]["angle"]
+            assert reported == pytest.approx(cosines.clamp(max=1).acos().mean().item(), rel=1e-4)
+
+
+def test_a_matrix_that_is_rotated_late_keeps_the_norm_it_then_has():
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(0.02 * torch.randn(8, 64))
+    optimizer = RotationalAdamW([weight], 1e-2, weight_decay=0.1)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    norm = None
+    for step in range(10):
+        if step == 3:
+            optimizer.param_groups[0]["weight_decay"] = 1.0
+            norm = weight.detach().norm(dim=1)
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+        assert ("angle" in optimizer.step_report.fetch().get("0.0", {})) == (step >= 3)
+    torch.testing.assert_close(weight.detach().norm(dim=1), norm, rtol=1e-5, atol=0)
+
+
+def test_zero_mean_leaves_constant_neurons_alone_and_centres_the_others():
+    weight = torch.nn.Parameter(torch.stack([torch.full((6,), 0.1), torch.randn(6) + 1.0]))
+    norms = weight.detach().norm(dim=1)
+    optimizer = RotationalAdamW([weight], 1e-6, weight_decay=1e-3, zero_mean=True)
+    weight.grad = torch.randn(2, 6)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach()[0], torch.full((6,), 0.1), rtol=1e-3, atol=0)
+    assert weight.detach()[1].mean().abs() < 1e-6
+    torch.testing.assert_close(weight.detach().norm(dim=1), norms)
+
+
+def test_at_lr_zero_a_gradient_moves_nothing():
+    for build in (LionAR, RotationalAdamW, AdamW2, GIAdamW, LionA):
+        weight = torch.nn.Parameter(torch.randn(5, 7))
+        start = weight.detach().clone()
+        options = {"zero_mean": True} if build is RotationalAdamW else {}
+        optimizer = build([weight], 0.0, weight_decay=0.1, **options)
+        for _ in range(3):
+            weight.grad = torch.randn(5, 7)
+            optimizer.step()
+        assert torch.equal(weight.detach(), start)
 
 
 def test_a_radial_update_and_a_zero_gradient_turn_nothing():

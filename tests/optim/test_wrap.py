@@ -1,5 +1,7 @@
 """Size controls around optimizers that know nothing of them."""
 
+import copy
+
 import pytest
 import torch
 from problems import assert_equal, backward, make_model, train, weights
@@ -87,6 +89,74 @@ def test_schedulers_and_groups_are_shared_with_the_wrapped_optimizer():
     scheduler.step()
     assert inner.param_groups[0]["lr"] == pytest.approx(0.01)
     train(model, optimizer, 1)
+
+
+def test_a_checkpoint_through_dcp_holds_the_wrapped_state():
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    def build(model):
+        return wrap(torch.optim.AdamW(model.parameters(), 0.05), [SpectralBound(tau=0.01)])
+
+    model = make_model()
+    optimizer = build(model)
+    train(model, optimizer, 4)
+    saved = copy.deepcopy((model.state_dict(), get_optimizer_state_dict(model, optimizer)))
+    train(model, optimizer, 3, start=4)
+    resumed = make_model()
+    again = build(resumed)
+    resumed.load_state_dict(saved[0])
+    set_optimizer_state_dict(resumed, again, saved[1])
+    train(resumed, again, 3, start=4)
+    assert_equal(weights(model), weights(resumed))
+
+
+def test_a_refused_group_is_added_to_neither():
+    model = make_model()
+    optimizer = wrap(torch.optim.SGD(model[0].parameters(), lr=1.0), [SpectralBound()])
+    for options in ({"tau": -1.0}, {"split": 5}):
+        with pytest.raises(ValueError, match=r"tau|split"):
+            optimizer.add_param_group({"params": model[3].parameters(), **options})
+        assert len(optimizer.param_groups) == len(optimizer.inner.param_groups) == 1
+    optimizer.add_param_group({"params": model[3].parameters()})
+    train(model, optimizer, 1)
+
+
+def test_a_load_into_the_wrapped_optimizer_keeps_groups_shared():
+    model = make_model()
+    optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1), [SpectralBound()])
+    optimizer.inner.load_state_dict(optimizer.inner.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = weights(model)
+    train(model, optimizer, 1)
+    assert_equal(before, weights(model))
+
+
+def test_a_trained_optimizer_keeps_its_state_when_it_is_wrapped():
+    model = make_model()
+    inner = AdamW2(model.parameters(), 1e-2, tau=1e9)
+    train(model, inner, 3)
+    optimizer = wrap(inner, [AngularControl()])
+    assert inner.state[model[0].weight]["step"] == 3
+    train(model, optimizer, 1)
+    assert inner.state[model[0].weight]["step"] == 4
+
+
+def test_what_cannot_work_is_refused():
+    model = make_model()
+    with pytest.raises(ValueError, match="different kinds"):
+        wrap(torch.optim.SGD(model.parameters(), lr=0.1), [SpectralBound(), SpectralBound()])
+    with pytest.raises(ValueError, match="different kinds"):
+        wrap(AdamW2(model.parameters(), tau=0.5), [SpectralBound()])
+    with pytest.raises(ValueError, match="weight_decay"):
+        wrap(torch.optim.SGD(model.parameters(), lr=0.1), [AngularControl()])
+    with pytest.raises(ValueError, match="LBFGS"):
+        wrap(torch.optim.LBFGS(model.parameters()), [SpectralBound()])
+    optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1), [SpectralBound()])
+    bad = copy.deepcopy(optimizer.state_dict())
+    bad["param_groups"][0]["tau"] = -1.0
+    with pytest.raises(ValueError, match="tau"):
+        optimizer.load_state_dict(bad)
+    assert optimizer.param_groups[0]["tau"] > 0
 
 
 def test_only_an_optimizer_can_be_wrapped():

@@ -146,9 +146,10 @@ def _rotational_adamw(
     return RotationalAdamW(groups, lr=lr, betas=betas)
 
 
-# Grids are equally fine, a factor of 2, for every method; where a grid lies is the method's own, so that its best
-# is inside.
-_LOW, _HIGH, _HIGHEST = (5e-4, 1e-3, 2e-3, 4e-3), (2e-3, 4e-3, 8e-3, 1.6e-2), (8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
+def _grid(lowest: float) -> tuple[float, ...]:
+    """Four learning rates a factor of 2 apart: equally fine for every method, placed so that its best is inside."""
+    return (lowest, 2 * lowest, 4 * lowest, 8 * lowest)
+
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -159,7 +160,7 @@ METHODS: dict[str, Method] = {
             kind="baseline",
             description="torch.optim.AdamW at full learning rate from the first step",
             build=_adamw,
-            lrs=_LOW,
+            lrs=_grid(2.5e-4),
         ),
         Method(
             name="adamw-warmup",
@@ -167,7 +168,7 @@ METHODS: dict[str, Method] = {
             kind="baseline",
             description="torch.optim.AdamW with linear warmup over the first fifth of the run",
             build=_adamw,
-            lrs=_LOW,
+            lrs=_grid(5e-4),
             warmup=0.2,
         ),
         Method(
@@ -176,7 +177,7 @@ METHODS: dict[str, Method] = {
             kind="baseline",
             description="torch.optim.RAdam, decoupled weight decay: adaptive once the variance is known",
             build=_radam,
-            lrs=_LOW,
+            lrs=_grid(2.5e-4),
         ),
         Method(
             name="adamd",
@@ -184,7 +185,7 @@ METHODS: dict[str, Method] = {
             kind="baseline",
             description="AdamW without the first moment's bias correction: a warmup of about 1/(1 - beta1) steps",
             build=_adamd,
-            lrs=_LOW,
+            lrs=_grid(5e-4),
         ),
         Method(
             name="adamw2",
@@ -192,7 +193,7 @@ METHODS: dict[str, Method] = {
             kind="warmup-free",
             description="AdamW whose step grows no singular value of a matrix by more than tau (Qi et al. 2025)",
             build=_adamw2,
-            lrs=_HIGH,
+            lrs=_grid(4e-3),
         ),
         Method(
             name="gi-adamw",
@@ -200,7 +201,7 @@ METHODS: dict[str, Method] = {
             kind="warmup-free",
             description="AdamW, second moment started from the first gradient (Kalra & Barkeshli 2024)",
             build=_gi_adamw,
-            lrs=_LOW,
+            lrs=_grid(5e-4),
         ),
         Method(
             name="liona",
@@ -208,7 +209,7 @@ METHODS: dict[str, Method] = {
             kind="warmup-free",
             description="Lion at the size of AdamW's settled updates from the first step (Kosson et al. 2024)",
             build=_liona,
-            lrs=_LOW,
+            lrs=_grid(5e-4),
         ),
         Method(
             name="lionar",
@@ -216,7 +217,7 @@ METHODS: dict[str, Method] = {
             kind="warmup-free",
             description="each neuron turned by AdamW's settled angle, its norm kept (Kosson et al. 2024)",
             build=_lionar,
-            lrs=_HIGHEST,
+            lrs=_grid(8e-3),
         ),
         Method(
             name="rotational-adamw",
@@ -224,7 +225,7 @@ METHODS: dict[str, Method] = {
             kind="warmup-free",
             description="the same with Adam's direction (Kosson et al. 2023)",
             build=_rotational_adamw,
-            lrs=_HIGH,
+            lrs=_grid(2e-3),
         ),
     )
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from warmfree.optim.move import Layout, Move
 # A row that was zero at the first step is trained like a vector until its norm reaches that of PyTorch's own
 # initialisation of nn.Linear and nn.Conv, uniform with RMS 1/sqrt(3 fan_in); then it keeps its norm and rotates.
 _BORN_NORM = 3**-0.5
+# What is left of a norm after a subtraction is rounding if it is below this many units of the type's precision.
+_ROUNDING = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +35,8 @@ class AngularControl:
 
     Rotational are matrices, embeddings and heads with weight_decay > 0; the rest keeps the direction's plain update.
     A neuron of one weight cannot rotate and counts as the rest. A neuron that is zero at the first step does so, too,
-    until its norm reaches that of PyTorch's initialisation, 1/sqrt(3) (our choice). An update without a tangential
-    part, up to rounding, rotates nothing.
+    without decay, until its norm reaches that of PyTorch's initialisation, 1/sqrt(3) (our choice). An update without
+    a tangential part, up to rounding, rotates nothing.
 
     Attributes:
         per_neuron: a norm and an angle for each neuron; False: for each tensor.
@@ -69,8 +71,9 @@ class AngularControl:
             "rotational_eps": self.eps,
         }
 
-    def validate(self, group: Mapping[str, Any]) -> None:
+    def validate(self, group: Mapping[str, Any], *, momentum: float) -> None:
         """Raise ValueError if an option of a parameter group is out of range."""
+        del momentum
         if group["angle_schedule"] not in ("sqrt", "linear"):
             raise ValueError(f"angle_schedule must be 'sqrt' or 'linear', got {group['angle_schedule']!r}")
         if group["peak_lr"] is not None and not group["peak_lr"] > 0:
@@ -80,50 +83,68 @@ class AngularControl:
         if not 0 <= group["rotational_eps"] < math.inf:
             raise ValueError(f"rotational_eps must be finite and >= 0, got {group['rotational_eps']}")
 
+    def check_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Raise ValueError if no group has the weight decay that the angle is derived from."""
+        if not any(group["weight_decay"] > 0 for group in groups):
+            raise ValueError(
+                "the angle of a rotation is derived from weight_decay, which must be > 0 in some group, got 0; "
+                "use an optimizer without rotation if you want no decay"
+            )
+
     def claims(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> bool:
         """Take matrices under weight decay whose neurons (or which themselves) have at least two weights."""
         if layout.role == "vector" or group["weight_decay"] == 0:
             return False
-        if group["per_neuron"]:
+        if group["per_neuron"] or group["zero_mean"]:
             return norms.fan_in(parameter, out_dim=layout.out_dim) > 1
         return parameter.numel() > 1
 
     def new_state(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Kept norms (0: not yet rotational) and, per neuron, the average of the squared update norm."""
+        """Steps made as a rotation; per neuron the kept norm (0: none yet) and the average squared update norm."""
         shape = [1] * parameter.ndim
         if group["per_neuron"]:
             shape[layout.out_dim] = parameter.shape[layout.out_dim]
         zeros = torch.zeros(shape, dtype=norms.compute_dtype(parameter), device=parameter.device)
-        return {"kept_norm": zeros, "update_norm_sq": zeros.clone()}
+        turns = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+        return {"turns": turns, "kept_norm": zeros, "update_norm_sq": zeros.clone()}
 
     def __call__(self, move: Move) -> None:
         """Make each update tangential, and its step size the one that turns the weight by the angle."""
+        if move.lr == 0:
+            return  # nothing moves, and a norm that is kept must be one that was trained with
         for index, weight in enumerate(move.weights):
+            state = move.states[index]
+            state["turns"] += 1
             self._latch_norms(move, index)
-            kept = move.states[index]["kept_norm"]
+            kept = state["kept_norm"]
             rotational = kept > 0
-            equilibrium, factor = self._angle(move, index)
+            equilibrium, correction = self._angle(move, index)
             update, length, divisor = self._tangential(move, index, rotational)
             move.update.numerators[index] = update
             move.update.corrections[index] = 1.0
 
             # Controls that came before scale the angle as they scaled the learning rate.
             before = move.step_sizes[index]
-            angle = factor * equilibrium * (before / move.lr if move.lr > 0 else 0.0)
+            angle = correction * equilibrium * (before / move.lr)
             turn = torch.where(divisor > 0, angle / torch.where(divisor > 0, divisor, 1.0), 0.0)
             move.step_sizes[index] = torch.where(rotational, turn * kept, before).to(weight.dtype)
-            move.decays[index] = (~rotational).to(weight.dtype) * move.decays[index]
-            move.note(index, angle=(turn * length).mean().atan(), factor=length.new_tensor(factor))
+            move.decays[index] = 0.0
+            move.scratch[index]["length"] = length
+            move.note(index, factor=torch.full((), correction, dtype=length.dtype, device=length.device))
         move.update.denominators = None
 
     def restore(self, move: Move) -> None:
-        """Give every rotational neuron its norm back."""
+        """Give every rotational neuron its norm back, and note the angle that was made."""
         if move.lr == 0:
             return
         for index, weight in enumerate(move.weights):
-            kept = move.states[index]["kept_norm"]
+            kept, length = move.states[index]["kept_norm"], move.scratch[index]["length"]
+            rotational = kept > 0
+            tangent = move.step_sizes[index] * length / torch.where(rotational, kept, 1.0)
+            angles = torch.where(rotational, tangent.atan(), 0.0)
+            move.note(index, angle=angles.sum() / rotational.sum().clamp(min=1))
             norm = self._norm(weight, move, index)
-            weight.mul_(torch.where((kept > 0) & (norm > 0), kept / torch.where(norm > 0, norm, 1.0), 1.0))
+            weight.mul_(torch.where(rotational & (norm > 0), kept / torch.where(norm > 0, norm, 1.0), 1.0))
 
     def _norm(self, tensor: Tensor, move: Move, index: int) -> Tensor:
         if move.group["per_neuron"]:
@@ -131,14 +152,16 @@ class AngularControl:
         return norms.frobenius_norm(tensor)
 
     def _latch_norms(self, move: Move, index: int) -> None:
-        """Keep the norm of rows that have one at the first step, of others when they have grown."""
-        weight, kept = move.weights[index], move.states[index]["kept_norm"]
-        out_dim = move.layouts[index].out_dim
-        norm, first = self._norm(weight, move, index), move.steps[index] == 1
+        """Keep the norm of neurons that have one at the first rotation, of others when they have grown."""
+        weight, state = move.weights[index], move.states[index]
+        out_dim, kept = move.layouts[index].out_dim, state["kept_norm"]
+        norm, first = self._norm(weight, move, index), state["turns"].item() == 1
         if first and move.group["zero_mean"]:
-            weight.sub_(weight.mean(dim=norms.row_dims(weight, out_dim=out_dim), keepdim=True))
-            centred = self._norm(weight, move, index)
-            weight.mul_(norm / torch.where(centred > 0, centred, 1.0))
+            centred = weight - weight.mean(dim=norms.row_dims(weight, out_dim=out_dim), keepdim=True)
+            left = self._norm(centred, move, index)
+            # Of a constant neuron centring leaves rounding alone: it stays as it is.
+            sound = left > _ROUNDING * torch.finfo(weight.dtype).eps * norm
+            weight.copy_(torch.where(sound, centred * norm / torch.where(sound, left, 1.0), weight))
         rows = 1 if move.group["per_neuron"] else weight.shape[out_dim]
         born = norm > 0 if first else norm >= _BORN_NORM * rows**0.5
         kept.copy_(torch.where((kept == 0) & born, norm, kept))
@@ -168,11 +191,11 @@ class AngularControl:
         update = update - torch.where(rotational, radial, 0.0) * weight
         length = self._norm(update, move, index)
         # What rounding leaves of a radial update is no direction to turn to.
-        length = torch.where(length > 8 * torch.finfo(weight.dtype).eps * whole, length, 0.0)
+        length = torch.where(length > _ROUNDING * torch.finfo(weight.dtype).eps * whole, length, 0.0)
 
         divisor, decay = length, group["update_norm_decay"]
         if decay > 0:
             average = move.states[index]["update_norm_sq"]
             average.lerp_(length * length, 1 - decay)
-            divisor = (average / (1 - decay ** move.steps[index])).sqrt()
+            divisor = (average / (1 - decay ** int(move.states[index]["turns"].item()))).sqrt()
         return update, length, torch.where(length > 0, divisor + group["rotational_eps"], 0.0)

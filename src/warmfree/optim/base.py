@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from warmfree.optim import norms
 from warmfree.optim.apply import apply_move
 from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
+from warmfree.optim.controlled import ControlledOptimizer, Member, magnitudes_of_gradients
 from warmfree.optim.directions import SGD, Adam, Direction, Lion
-from warmfree.optim.move import Layout, Move, StepReport
-from warmfree.optim.routing import ROUTING_OPTIONS, layout_of
-from warmfree.optim.state import (
-    HOST_ENTRIES,
-    check_gradient,
-    check_state_dict,
-    check_supported,
-    restore_dtypes,
-    state_dtypes,
-)
+from warmfree.optim.move import Layout, Move
+from warmfree.optim.routing import layout_of
 
 _DIRECTIONS: dict[str, Callable[[], Direction]] = {"adam": Adam, "lion": Lion, "sgd": SGD}
 
@@ -38,7 +30,7 @@ class _Bucket:
     layouts: list[Layout] = field(default_factory=list)
 
 
-class SizedOptimizer(Optimizer):
+class SizedOptimizer(ControlledOptimizer):
     """A direction, size controls in the order in which they act, decoupled weight decay.
 
     Behaves as any optimizer of torch.optim: parameter groups with any option per group, Tensor lr, schedulers,
@@ -78,6 +70,8 @@ class SizedOptimizer(Optimizer):
         ['factor', 'sigma_update', 'sigma_weight', 'snr']
     """
 
+    _carried = (*ControlledOptimizer._carried, "direction", "report_norms")
+
     def __init__(
         self,
         params: Any,
@@ -94,69 +88,35 @@ class SizedOptimizer(Optimizer):
             if direction not in _DIRECTIONS:
                 raise ValueError(f"direction must be one of {', '.join(_DIRECTIONS)}, got {direction!r}")
             direction = _DIRECTIONS[direction]()
-        if nonfinite not in ("skip", "raise", "ignore"):
-            raise ValueError(f"nonfinite must be 'skip', 'raise' or 'ignore', got {nonfinite!r}")
         self.direction = direction
-        self.controls = tuple(controls)
-        self.nonfinite: NonFinite = nonfinite
         self.report_norms = False
-        self.skipped_steps = 0
-        self.step_report: StepReport | None = None
-        self._calls = 0
-        defaults: dict[str, Any] = {"lr": lr, **direction.options(), "weight_decay": weight_decay}
-        for control in self.controls:
-            if clash := defaults.keys() & control.options().keys():
-                again = ", ".join(sorted(clash))
-                raise ValueError(
-                    f"controls must be of different kinds: {type(control).__name__} sets {again} again"
-                )
-            defaults.update(control.options())
-        if defaults.get("peak_lr", 0) is None:
-            defaults["peak_lr"] = float(lr) or None
-        defaults.update(ROUTING_OPTIONS, maximize=maximize, foreach=foreach)
-        self._validate(defaults)
-        super().__init__(params, defaults)
+        defaults = {
+            "lr": lr,
+            **direction.options(),
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+        }
+        super().__init__(params, defaults, controls, nonfinite=nonfinite)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group and create its state; see torch.optim.Optimizer.add_param_group."""
-        self._validate({**self.defaults, **param_group})
-        if "peak_lr" in self.defaults and "lr" in param_group:
-            param_group.setdefault("peak_lr", float(param_group["lr"]) or None)
-        super().add_param_group(param_group)
-        added = self.param_groups[-1]
-        try:
-            states = {parameter: self._new_state(parameter, added) for parameter in added["params"]}
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
-        self.state.update(states)
+    def _averaging(self, group: Mapping[str, Any]) -> float:
+        return self.direction.averaging(group)
 
     def _validate(self, group: dict[str, Any]) -> None:
-        """Raise ValueError if an option is out of range."""
-        for key in ("lr", "weight_decay"):
-            value = float(group[key])
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{key} must be finite and >= 0, got {value}")
         self.direction.validate(group)
-        for control in self.controls:
-            control.validate(group)
+        super()._validate(group)
 
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        """Counter, buffers and the controls' state of one parameter."""
-        check_supported(parameter, name=type(self).__name__)
-        layout = layout_of(parameter, group)
-        counters = HOST_ENTRIES if self.direction.needs_first_gradient else HOST_ENTRIES[:1]
-        state = {name: torch.tensor(0.0, dtype=torch.float32) for name in counters}
+        state = super()._new_state(parameter, group)
+        if self.direction.needs_first_gradient:
+            state["started"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         for name in self.direction.buffer_names:
             state[name] = torch.zeros_like(
                 parameter, dtype=norms.compute_dtype(parameter), memory_format=torch.preserve_format
             )
-        for control in self.controls:
-            # A tensor that a group option keeps from a control today may be given to it tomorrow.
-            if layout.role != "vector":
-                state.update(control.new_state(parameter, layout, group))
         return state
 
+    @torch.no_grad()
     def prime(self) -> None:
         """Let the direction start from the gradients of a separate batch; weights and counters stay.
 
@@ -171,108 +131,57 @@ class SizedOptimizer(Optimizer):
             raise RuntimeError(
                 f"{type(self).__name__} takes nothing from the first gradient: there is nothing to prime"
             )
-        parameters = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if any(self.state[parameter]["started"] != 0 for parameter in parameters):
+        members = self._members()
+        if any(self.state[parameter]["started"] != 0 for _, _, parameter in members):
             raise RuntimeError(
                 "prime() must be called once, before the first step: a parameter has already started"
             )
-        largest = norms.magnitudes([parameter.grad for parameter in parameters])
-        if not all(map(math.isfinite, largest)):
+        sizes = magnitudes_of_gradients(members)
+        if not all(map(math.isfinite, sizes)):
             raise NonFiniteGradientError(
                 "non-finite gradient in prime(): call it with the gradients of a sound batch"
             )
-        for parameter, size in zip(parameters, largest, strict=True):
-            if size > 0:
+        for (_, _, parameter), size in zip(members, sizes, strict=True):
+            if size > 0 and parameter.grad is not None:
                 self._start([parameter.grad.to(norms.compute_dtype(parameter))], [self.state[parameter]])
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Make one step.
-
-        Args:
-            closure: re-evaluates the model and returns the loss.
-
-        Returns:
-            The closure's loss, None without a closure.
-
-        Raises:
-            NonFiniteGradientError: with `nonfinite="raise"`, if a gradient holds inf or NaN.
-            TypeError: a gradient is sparse.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._calls += 1
-        values: dict[str, dict[str, Tensor]] = {}
-        ready = self._ready()
-        if ready is None:
-            self.skipped_steps += 1
-        else:
-            for place, members in enumerate(ready):
-                for bucket in self._buckets(self.param_groups[place], members):
-                    self._step_bucket(place, bucket, values)
-        self.step_report = StepReport(self._calls, ready is None, self.skipped_steps, values)
-        return loss
-
-    def _ready(self) -> list[list[int]] | None:
-        """For each group the indices of parameters to step, or None if the step is to be skipped."""
-        found = [
-            (place, index, parameter)
-            for place, group in enumerate(self.param_groups)
-            for index, parameter in enumerate(group["params"])
-            if parameter.grad is not None
-        ]
-        for _, _, parameter in found:
-            check_gradient(parameter, name=type(self).__name__)
+    def _make_step(self, members: list[Member], values: dict[str, dict[str, Tensor]]) -> bool:
+        needs_first = self.direction.needs_first_gradient
+        lr_is_zero = [float(group["lr"]) == 0 for group in self.param_groups]
+        sizes = [1.0] * len(members)
+        if self.nonfinite != "ignore" or needs_first or any(lr_is_zero):
+            sizes = magnitudes_of_gradients(members)
+        if self._is_unsound(members, sizes):
+            return True
         ready: list[list[int]] = [[] for _ in self.param_groups]
-        first_matters = self.direction.needs_first_gradient
-        still = [float(group["lr"]) == 0 for group in self.param_groups]
-        largest = [1.0] * len(found)
-        if self.nonfinite != "ignore" or first_matters or any(still):
-            largest = norms.magnitudes([parameter.grad for _, _, parameter in found])
-        if self.nonfinite != "ignore" and not all(map(math.isfinite, largest)):
-            if self.nonfinite == "raise":
-                bad = [
-                    self._name(p, i)
-                    for (p, i, _), size in zip(found, largest, strict=True)
-                    if not math.isfinite(size)
-                ]
-                raise NonFiniteGradientError(
-                    f"non-finite gradient in {', '.join(bad[:5])} ({len(bad)} parameters)"
-                )
-            return None
-        for (place, index, parameter), size in zip(found, largest, strict=True):
-            waiting = first_matters and self.state[parameter]["started"] == 0
-            if size == 0 and (still[place] or waiting):
-                continue
-            ready[place].append(index)
-        return ready
+        for (group_index, index, parameter), size in zip(members, sizes, strict=True):
+            waits = needs_first and self.state[parameter]["started"] == 0
+            if size != 0 or not (lr_is_zero[group_index] or waits):
+                ready[group_index].append(index)
+        for group_index, indices in enumerate(ready):
+            for bucket in self._buckets(self.param_groups[group_index], indices):
+                self._step_bucket(group_index, bucket, values)
+        return False
 
-    def _buckets(self, group: dict[str, Any], members: list[int]) -> Iterable[_Bucket]:
-        """Split a group's parameters into lists that are stepped together: alike in device, type and controls."""
+    def _buckets(self, group: dict[str, Any], indices: list[int]) -> Iterable[_Bucket]:
+        """Split a group's parameters into lists stepped together: alike in device, type and controls."""
         buckets: dict[tuple[Any, ...], _Bucket] = {}
-        for index in members:
+        for index in indices:
             parameter = group["params"][index]
             if parameter.numel() == 0:
                 continue
             layout = layout_of(parameter, group)
             controls = tuple(control for control in self.controls if control.claims(parameter, layout, group))
             together = parameter.device.type != "cpu" if group["foreach"] is None else group["foreach"]
-            key = (parameter.device, parameter.dtype, controls, None if together else index)
+            kinds = tuple(map(type, controls))
+            key = (parameter.device, parameter.dtype, kinds, None if together else index)
             bucket = buckets.setdefault(key, _Bucket(controls))
             bucket.indices.append(index)
             bucket.layouts.append(layout)
         return buckets.values()
 
-    def _step_bucket(self, place: int, bucket: _Bucket, values: dict[str, dict[str, Tensor]]) -> None:
-        group = self.param_groups[place]
+    def _step_bucket(self, group_index: int, bucket: _Bucket, values: dict[str, dict[str, Tensor]]) -> None:
+        group = self.param_groups[group_index]
         parameters: list[Tensor] = [group["params"][index] for index in bucket.indices]
         states = [self.state[parameter] for parameter in parameters]
         dtype = norms.compute_dtype(parameters[0])
@@ -295,8 +204,7 @@ class SizedOptimizer(Optimizer):
             steps=steps,
             group=group,
             lr=lr,
-            momentum=self.direction.averaging(group),
-            reports=[{} for _ in states],
+            momentum=self._averaging(group),
         )
         if self.report_norms:
             _note_norms(move)
@@ -311,7 +219,7 @@ class SizedOptimizer(Optimizer):
             if weight is not parameter:
                 parameter.copy_(weight)
             if report:
-                values[self._name(place, index)] = report
+                values[self._name(group_index, index)] = report
 
     def _start(self, gradients: list[Tensor], states: list[dict[str, Tensor]]) -> None:
         """Let the direction see the first gradient of the parameters that have not started."""
@@ -324,33 +232,6 @@ class SizedOptimizer(Optimizer):
         self.direction.start([gradients[index] for index in fresh], buffers)
         for index in fresh:
             states[index]["started"].fill_(1.0)
-
-    def _name(self, place: int, index: int) -> str:
-        """Return the parameter's name if the optimizer was given names, else "group.index"."""
-        names = self.param_groups[place].get("param_names")
-        return names[index] if names else f"{place}.{index}"
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state_dict of the same composition.
-
-        Raises:
-            ValueError: entries are missing, have other shapes or belong to another optimizer, or an option is out of
-                range; nothing was changed.
-        """
-        check_state_dict(self, state_dict)
-        for group in state_dict["param_groups"]:
-            self._validate(group)
-        dtypes = state_dtypes(self)
-        super().load_state_dict(state_dict)
-        restore_dtypes(self, state_dict, dtypes)
-
-    def __getstate__(self) -> dict[str, Any]:
-        names = ("direction", "controls", "nonfinite", "report_norms", "skipped_steps", "_calls")
-        return {
-            **super().__getstate__(),
-            **{name: getattr(self, name) for name in names},
-            "step_report": None,
-        }
 
 
 def _note_norms(move: Move) -> None:

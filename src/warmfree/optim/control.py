@@ -17,8 +17,11 @@ class SizeControl(Protocol):
     def options(self) -> dict[str, Any]:
         """Return the parameter-group options and their defaults."""
 
-    def validate(self, group: dict[str, Any]) -> None:
-        """Raise ValueError if an option of a parameter group is out of range."""
+    def validate(self, group: dict[str, Any], *, momentum: float) -> None:
+        """Raise ValueError if an option of a group, or the direction's momentum, does not do."""
+
+    def check_groups(self, groups: list[dict[str, Any]]) -> None:
+        """Raise ValueError if the groups together leave the control nothing to do."""
 
     def claims(self, parameter: Tensor, layout: Layout, group: dict[str, Any]) -> bool:
         """Whether the control acts on this parameter."""

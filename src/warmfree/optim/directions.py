@@ -97,11 +97,11 @@ def adam_update(
     denominators = torch._foreach_sqrt(squares)
     torch._foreach_div_(denominators, roots)
     torch._foreach_add_(denominators, eps)
-    if eps == 0:  # 0/0 where no gradient has ever come: no update, not NaN
-        for average, denominator in zip(averages, denominators, strict=True):
-            denominator.masked_fill_((denominator == 0) & (average == 0), 1)
+    if eps == 0:  # 0/0 where no gradient has come whose square is above 0: no update, not NaN or inf
+        for denominator in denominators:
+            denominator.masked_fill_(denominator == 0, 1)
     return Update(
-        numerators=averages,
+        numerators=list(averages),
         denominators=list(denominators),
         corrections=corrections1 if correct_momentum else [1.0] * len(steps),
         gradients=gradients,
@@ -155,9 +155,9 @@ def sgd_update(
     """
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, gradients)
-    updates = list(torch._foreach_add(gradients, buffers, alpha=momentum)) if nesterov else buffers
+    updates = torch._foreach_add(gradients, buffers, alpha=momentum) if nesterov else buffers
     return Update(
-        numerators=updates,
+        numerators=list(updates),
         denominators=None,
         corrections=[1.0] * len(steps),
         gradients=gradients,

@@ -77,6 +77,7 @@ class Move:
         lr: the group's learning rate in this step.
         momentum: the direction's momentum constant.
         reports: for each tensor the scalars that were computed on the way, 0-D tensors on the device.
+        scratch: for each tensor what a control keeps between its call and its restore.
     """
 
     weights: list[Tensor]
@@ -89,7 +90,13 @@ class Move:
     group: Mapping[str, Any]
     lr: float
     momentum: float
-    reports: list[dict[str, Tensor]] = field(default_factory=list)
+    reports: list[dict[str, Tensor]] = field(init=False)
+    scratch: list[dict[str, Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start every tensor's report and scratch empty."""
+        self.reports = [{} for _ in self.weights]
+        self.scratch = [{} for _ in self.weights]
 
     def note(self, index: int, **values: Tensor) -> None:
         """Add measured scalars to the report of one tensor; a factor multiplies the one already there."""
@@ -125,10 +132,9 @@ class StepReport:
         for index, scalar in enumerate(scalars):
             by_device.setdefault(scalar.device, []).append(index)
         numbers = [0.0] * len(scalars)
-        for indices in by_device.values():
-            fetched = torch.stack(
-                [scalars[index].reshape(()).to(torch.float64) for index in indices]
-            ).tolist()
+        for device, indices in by_device.items():
+            wide = torch.float32 if device.type == "mps" else torch.float64
+            fetched = torch.stack([scalars[index].reshape(()).to(wide) for index in indices]).tolist()
             for index, number in zip(indices, fetched, strict=True):
                 numbers[index] = number
         flat = iter(numbers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +74,12 @@ class NoiseControl:
             "snr_smoothing": self.smoothing,
         }
 
-    def validate(self, group: Mapping[str, Any]) -> None:
-        """Raise ValueError if an option of a parameter group is out of range."""
+    def validate(self, group: Mapping[str, Any], *, momentum: float) -> None:
+        """Raise ValueError if an option of a parameter group is out of range, or there is no momentum."""
+        if momentum == 0:
+            raise ValueError(
+                "NoiseControl estimates noise from momentum: it needs momentum (beta1) > 0, got 0"
+            )
         if not 1 <= group["batch_size"] < math.inf:
             raise ValueError(f"batch_size must be >= 1 samples, got {group['batch_size']}")
         overlap, smoothing = group["input_overlap"], group["snr_smoothing"]
@@ -83,6 +87,9 @@ class NoiseControl:
             raise ValueError(f"input_overlap must be in [0, 1] or None, got {overlap}")
         if smoothing is not None and not 0 <= smoothing < 1:
             raise ValueError(f"snr_smoothing must be in [0, 1) or None, got {smoothing}")
+
+    def check_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Do nothing: every group will do."""
 
     def claims(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> bool:
         """Take every matrix, embeddings and heads included."""
@@ -101,10 +108,6 @@ class NoiseControl:
     def __call__(self, move: Move) -> None:
         """Multiply the step sizes by s(phi)."""
         momentum = move.momentum
-        if momentum == 0:
-            raise ValueError(
-                "NoiseControl estimates noise from momentum: it needs momentum (beta1) > 0, got 0"
-            )
         smoothing = move.group["snr_smoothing"]
         smoothing = momentum if smoothing is None else smoothing
         batches = (1 + momentum) / (1 - momentum) if move.group["averaged_batches"] else 1.0
@@ -117,12 +120,12 @@ class NoiseControl:
             mean_norm = torch.linalg.vector_norm(update.momenta[index]).to(averages.dtype)
             mean_norm = mean_norm * update.momentum_scales[index]
             gradient_norm = torch.linalg.vector_norm(update.gradients[index]).to(averages.dtype)
-            now = torch.stack([mean_norm.square(), gradient_norm.square(), mean_norm.new_tensor(rho)])
+            now = torch.stack([mean_norm.square(), gradient_norm.square(), torch.full_like(mean_norm, rho)])
             averages.lerp_(now, 1 - smoothing)
             size = move.group["batch_size"] * batches
             # At the first step the momentum is the gradient: the ratio below is 0/0, and rounding decides.
             snr = (
-                averages.new_tensor(math.inf)
+                torch.full_like(mean_norm, math.inf)
                 if step == 1
                 else self._batch_snr(averages / (1 - smoothing**step)) / size
             )

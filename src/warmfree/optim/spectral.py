@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,9 @@ class SpectralBound:
         """Return the parameter-group options and their defaults."""
         return {"tau": self.tau, "power_iterations": self.power_iterations, "spectral_floor": self.floor}
 
-    def validate(self, group: Mapping[str, Any]) -> None:
+    def validate(self, group: Mapping[str, Any], *, momentum: float) -> None:
         """Raise ValueError if an option of a parameter group is out of range."""
+        del momentum
         if not group["tau"] > 0:
             raise ValueError(f"tau must be > 0, got {group['tau']}")
         if not (isinstance(group["power_iterations"], int) and group["power_iterations"] >= 1):
@@ -58,19 +59,22 @@ class SpectralBound:
         if not 0 <= group["spectral_floor"] < math.inf:
             raise ValueError(f"spectral_floor must be finite and >= 0, got {group['spectral_floor']}")
 
+    def check_groups(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Do nothing: a bound on no matrix is no mistake."""
+
     def claims(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> bool:
         """Take every matrix, embeddings and heads included."""
         del parameter, group
         return layout.role != "vector"
 
     def new_state(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Right singular vectors, one per section, of weight and update."""
+        """Right singular vectors, one per section, of weight and update, and a random one."""
         del group
         fan_in = norms.fan_in(parameter, out_dim=layout.out_dim)
         dtype = norms.compute_dtype(parameter)
         start = norms.random_direction(fan_in, device=parameter.device, dtype=dtype)
-        sections = max(1, len(layout.sections))
-        return {key: start.repeat(sections, 1) for key in ("weight_vectors", "update_vectors")}
+        rows = start.repeat(max(1, len(layout.sections)), 1)
+        return {"weight_vectors": rows, "update_vectors": rows.clone(), "random_vector": start}
 
     def __call__(self, move: Move) -> None:
         """Shorten the steps whose spectral ratio exceeds tau."""
@@ -82,44 +86,55 @@ class SpectralBound:
 
     def _bounded(self, move: Move, index: int) -> Size:
         """Return the step size of one tensor, and note sigma_1 of weight and update and the factor."""
-        layout, state, weight = move.layouts[index], move.states[index], move.weights[index]
-        iterations = move.group["power_iterations"]
-        if move.steps[index] == 1:
-            iterations = max(iterations, _COLD_ITERATIONS)
-
-        step = move.step_sizes[index]
+        layout, weight, step = move.layouts[index], move.weights[index], move.step_sizes[index]
         update = move.update.dense(index) / move.update.corrections[index]
-        if (
-            isinstance(step, Tensor) and step.numel() > 1
-        ):  # a step per neuron is part of the matrix that is bounded
+        if isinstance(step, Tensor) and step.numel() > 1:  # a step per neuron is part of what is bounded
             update, step = update * step, 1.0
+        sigma_weights, sigma_updates = self._sigmas(move, index, update)
 
-        def sigmas(tensor: Tensor, vectors: str) -> Tensor:
-            blocks = layout.blocks(norms.as_matrix(tensor, out_dim=layout.out_dim))
-            rows = list(state[vectors].unbind(0))
-            return torch.stack(norms.largest_singular_values(blocks, rows, iterations=iterations))
-
-        sigma_weight, sigma_update = sigmas(weight, "weight_vectors"), sigmas(update, "update_vectors")
-        fan_in = norms.fan_in(weight, out_dim=layout.out_dim)
         heights = layout.sections or (weight.shape[layout.out_dim],)
-        floor = move.group["spectral_floor"] * _STANDARD_INIT
-        floors = sigma_weight.new_tensor([floor * (height**0.5 + fan_in**0.5) for height in heights])
-        allowed = move.group["tau"] * torch.maximum(sigma_weight, floors)
-        wanted = step * sigma_update
-        factors = torch.where(wanted > allowed, allowed / wanted, torch.ones_like(wanted))
+        fan_in = norms.fan_in(weight, out_dim=layout.out_dim)
+        unit = move.group["spectral_floor"] * _STANDARD_INIT
+        factors = []
+        for sigma_weight, sigma_update, height in zip(sigma_weights, sigma_updates, heights, strict=True):
+            floor = unit * (height**0.5 + fan_in**0.5)
+            allowed, wanted = move.group["tau"] * sigma_weight.clamp(min=floor), step * sigma_update
+            factors.append(torch.where(wanted > allowed, allowed / wanted, 1.0))
 
         move.note(
             index,
-            sigma_weight=sigma_weight.max(),
-            sigma_update=sigma_update.max(),
-            factor=factors.mean(),
+            sigma_weight=torch.stack(sigma_weights).max(),
+            sigma_update=torch.stack(sigma_updates).max(),
+            factor=torch.stack(factors).mean(),
         )
-        factor: Tensor
-        if layout.sections:
-            per_row = factors.repeat_interleave(factors.new_tensor(heights, dtype=torch.long))
-            shape = [1] * weight.ndim
-            shape[layout.out_dim] = -1
-            factor = per_row.to(weight.dtype).view(shape)
-        else:
-            factor = factors[0]
-        return move.step_sizes[index] * factor
+        if not layout.sections:
+            return move.step_sizes[index] * factors[0]
+        shape = [1] * weight.ndim
+        shape[layout.out_dim] = -1
+        per_row = torch.cat([factor.expand(height) for factor, height in zip(factors, heights, strict=True)])
+        return move.step_sizes[index] * per_row.to(weight.dtype).view(shape)
+
+    def _sigmas(self, move: Move, index: int, update: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Estimate sigma_1 of each section of weight and update.
+
+        An estimate for the weight that is low tightens the bound; one for the update that is low loosens it. The
+        growth of sigma_1(W) is, to first order, how far the update moves W's own top direction: that direction is
+        a start for the update, too, so that what matters most is never missed.
+        """
+        layout, state = move.layouts[index], move.states[index]
+        iterations = move.group["power_iterations"]
+        if move.steps[index] == 1:
+            iterations = max(iterations, _COLD_ITERATIONS)
+        random = state["random_vector"]
+        sections = state["weight_vectors"].shape[0]
+
+        weights = layout.blocks(norms.as_matrix(move.weights[index], out_dim=layout.out_dim))
+        starts = [torch.stack([state["weight_vectors"][i], random], dim=1) for i in range(sections)]
+        sigma_weights, tops = norms.largest_singular_values(weights, starts, iterations=iterations)
+
+        updates = layout.blocks(norms.as_matrix(update, out_dim=layout.out_dim))
+        starts = [torch.stack([state["update_vectors"][i], random, tops[i]], dim=1) for i in range(sections)]
+        sigma_updates, found = norms.largest_singular_values(updates, starts, iterations=iterations)
+        state["weight_vectors"].copy_(torch.stack(tops))
+        state["update_vectors"].copy_(torch.stack(found))
+        return sigma_weights, sigma_updates

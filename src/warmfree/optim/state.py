@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 # Counters that live on the host, whatever the parameter's device and type.
-HOST_ENTRIES = ("step", "started")
+HOST_ENTRIES = ("step", "started", "turns")
 
 
 def check_supported(parameter: Tensor, *, name: str) -> None:
@@ -29,12 +29,13 @@ def check_gradient(parameter: Tensor, *, name: str) -> None:
         raise TypeError(f"{name} does not support sparse gradients; use sparse=False in nn.Embedding")
 
 
-def check_state_dict(optimizer: Optimizer, state_dict: Any) -> None:
+def check_state_dict(optimizer: Optimizer, state_dict: Any, *, passed: str | None = None) -> None:
     """Raise ValueError unless a state_dict has the groups, entries and shapes that the optimizer has.
 
     Args:
         optimizer: one whose state exists since the constructor.
         state_dict: what is about to be loaded.
+        passed: entries whose names begin so are somebody else's to check.
     """
     name = type(optimizer).__name__
     if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
@@ -42,6 +43,8 @@ def check_state_dict(optimizer: Optimizer, state_dict: Any) -> None:
             "state_dict must be a dict with 'state' and 'param_groups', as state_dict() returns it"
         )
     ours, theirs = optimizer.param_groups, state_dict["param_groups"]
+    if not isinstance(theirs, list) or not all(isinstance(group, dict) for group in theirs):
+        raise ValueError("state_dict['param_groups'] must be a list of dicts, as state_dict() returns it")
     sizes = [len(group["params"]) for group in ours], [len(group.get("params", ())) for group in theirs]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -51,7 +54,12 @@ def check_state_dict(optimizer: Optimizer, state_dict: Any) -> None:
         if missing := optimizer.defaults.keys() - group.keys():
             raise ValueError(f"state_dict is not one of {name}: its groups lack {', '.join(sorted(missing))}")
         for parameter, key in zip(mine["params"], group["params"], strict=True):
-            _check_entries(optimizer.state[parameter], state_dict["state"].get(key, {}), parameter, name=name)
+            found = {
+                entry: value
+                for entry, value in state_dict["state"].get(key, {}).items()
+                if passed is None or not entry.startswith(passed)
+            }
+            _check_entries(optimizer.state[parameter], found, parameter, name=name)
 
 
 def _check_entries(expected: dict[str, Any], found: dict[str, Any], parameter: Tensor, *, name: str) -> None:
@@ -91,6 +99,7 @@ def restore_dtypes(
         for parameter, key in zip(ours["params"], theirs["params"], strict=True):
             for name, dtype in dtypes[parameter].items():
                 loaded = optimizer.state[parameter][name]
-                if loaded.dtype != dtype:
+                device = torch.device("cpu") if name in HOST_ENTRIES else loaded.device
+                if loaded.dtype != dtype or loaded.device != device:
                     saved = state_dict["state"][key][name].detach()
-                    optimizer.state[parameter][name] = saved.to(loaded.device, dtype, copy=True)
+                    optimizer.state[parameter][name] = saved.to(device, dtype, copy=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,17 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmfree.optim import norms
-from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
-from warmfree.optim.move import Move, StepReport, Update
+from warmfree.optim.control import NonFinite, SizeControl
+from warmfree.optim.controlled import ControlledOptimizer, Member, magnitudes_of_gradients
+from warmfree.optim.move import Move, Update
 from warmfree.optim.noise import NoiseControl
-from warmfree.optim.routing import ROUTING_OPTIONS, layout_of
-from warmfree.optim.state import (
-    check_gradient,
-    check_state_dict,
-    check_supported,
-    restore_dtypes,
-    state_dtypes,
-)
+from warmfree.optim.routing import layout_of
+from warmfree.optim.state import check_state_dict
+
+# Entries of the wrapped optimizer's state in the state_dict; those of the controls have no prefix.
+_INNER = "inner."
 
 
 def wrap(
@@ -44,7 +41,8 @@ def wrap(
         An optimizer whose state_dict holds the wrapped one's.
 
     Raises:
-        ValueError: a control that cannot work from outside, or an option out of range.
+        ValueError: a control that cannot work from outside, an option out of range, or an optimizer that has to call
+            a closure more than once.
         TypeError: not an optimizer, or a parameter that is complex, sparse or sharded.
 
     Example:
@@ -60,113 +58,78 @@ def wrap(
     return WrappedOptimizer(optimizer, controls, nonfinite=nonfinite)
 
 
-class WrappedOptimizer(Optimizer):
-    """See `wrap`.
+class WrappedOptimizer(ControlledOptimizer):
+    """An optimizer with size controls around it; made by `wrap`.
 
     Attributes:
-        inner: the wrapped optimizer.
+        inner: the wrapped optimizer; it and this one have the same parameter groups.
         step_report: scalars of the last step; None before the first.
         skipped_steps: number of steps undone or not made for non-finite numbers.
     """
+
+    _carried = (*ControlledOptimizer._carried, "inner", "_adopted")
 
     def __init__(
         self, inner: Optimizer, controls: Sequence[SizeControl], *, nonfinite: NonFinite = "skip"
     ) -> None:
         if not isinstance(inner, Optimizer):
             raise TypeError(f"wrap() needs a torch.optim.Optimizer, got {type(inner).__name__}")
-        for control in controls:
-            if isinstance(control, NoiseControl):
-                raise ValueError(
-                    "NoiseControl needs the direction's momentum; use SizedOptimizer instead of wrap()"
-                )
-        if nonfinite not in ("skip", "raise", "ignore"):
-            raise ValueError(f"nonfinite must be 'skip', 'raise' or 'ignore', got {nonfinite!r}")
+        if isinstance(inner, torch.optim.LBFGS):
+            raise ValueError("wrap() cannot size LBFGS: it moves the weights many times in a step")
+        if any(isinstance(control, NoiseControl) for control in controls):
+            raise ValueError(
+                "NoiseControl needs the direction's momentum; use SizedOptimizer instead of wrap()"
+            )
         self.inner = inner
-        self.controls = tuple(controls)
-        self.nonfinite: NonFinite = nonfinite
-        self.skipped_steps = 0
-        self.step_report: StepReport | None = None
-        self._calls = 0
-        options: dict[str, Any] = dict(ROUTING_OPTIONS)
-        for control in controls:
-            options.update(control.options())
-        options.setdefault("weight_decay", 0.0)
-        super().__init__(inner.param_groups, {**options, **inner.defaults})
+        groups = self._adopted = inner.param_groups
+        defaults = {"weight_decay": 0.0, **inner.defaults}
+        try:
+            super().__init__(groups, defaults, controls, nonfinite=nonfinite)
+        except (TypeError, ValueError):
+            inner.param_groups = groups
+            raise
+        self._adopted = []
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to both optimizers."""
-        known = any(param_group is group for group in self.inner.param_groups)
-        merged = {**self.defaults, **param_group}
-        for control in self.controls:
-            control.validate(merged)
-        if not known:
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The wrapped optimizer's groups."""
+        return self.inner.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.inner.param_groups = groups
+
+    def _append_group(self, param_group: dict[str, Any]) -> None:
+        for key, value in self.defaults.items():
+            param_group.setdefault(key, value)
+        if any(param_group is group for group in self._adopted):
+            self.param_groups.append(param_group)
+        else:
             self.inner.add_param_group(param_group)
-            param_group = self.inner.param_groups[-1]
-        if "peak_lr" in self.defaults:
-            param_group.setdefault("peak_lr", float(merged["lr"]) or None)
-        super().add_param_group(param_group)
-        for parameter in param_group["params"]:
-            check_supported(parameter, name="wrap()")
-            layout = layout_of(parameter, param_group)
-            state = {"step": torch.tensor(0.0)}
-            for control in self.controls:
-                if layout.role != "vector":
-                    state.update(control.new_state(parameter, layout, param_group))
-            self.state[parameter] = state
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Let the wrapped optimizer step, then size what it did.
+    def _averaging(self, group: Mapping[str, Any]) -> float:
+        """Momentum constant under the names that torch.optim uses."""
+        return float(group["betas"][0]) if "betas" in group else float(group.get("momentum", 0.0))
 
-        Args:
-            closure: re-evaluates the model and returns the loss; it is called once, before the step.
-
-        Raises:
-            NonFiniteGradientError: with `nonfinite="raise"`; the weights are as before the step.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._calls += 1
-        members = [
-            (place, index, parameter)
-            for place, group in enumerate(self.param_groups)
-            for index, parameter in enumerate(group["params"])
-            if parameter.grad is not None
-        ]
-        for _, _, parameter in members:
-            check_gradient(parameter, name="wrap()")
-        values: dict[str, dict[str, Tensor]] = {}
-        bad = self._non_finite([(p, i, parameter.grad) for p, i, parameter in members])
-        if not bad:
-            old = [parameter.clone() for _, _, parameter in members]
-            self.inner.step()
-            bad = self._non_finite(members)
-            if bad:
-                for (_, _, parameter), before in zip(members, old, strict=True):
-                    parameter.copy_(before)
-            else:
-                for (place, index, parameter), before in zip(members, old, strict=True):
-                    report = self._size(self.param_groups[place], parameter, before)
-                    if report:
-                        values[self._name(place, index)] = report
-        if bad:
-            if self.nonfinite == "raise":
-                raise NonFiniteGradientError(f"non-finite gradient or update in {', '.join(bad[:5])}")
-            self.skipped_steps += 1
-        self.step_report = StepReport(self._calls, bool(bad), self.skipped_steps, values)
-        return loss
-
-    def _non_finite(self, members: list[tuple[int, int, Tensor]]) -> list[str]:
-        if self.nonfinite == "ignore":
-            return []
-        sizes = norms.magnitudes([tensor for _, _, tensor in members])
-        return [
-            self._name(p, i)
-            for (p, i, _), size in zip(members, sizes, strict=True)
-            if not math.isfinite(size)
-        ]
+    def _make_step(self, members: list[Member], values: dict[str, dict[str, Tensor]]) -> bool:
+        if self.nonfinite != "ignore" and self._is_unsound(members, magnitudes_of_gradients(members)):
+            return True
+        before = [parameter.clone() for _, _, parameter in members]
+        self.inner.step()
+        try:
+            after = [parameter for _, _, parameter in members]
+            undo = self.nonfinite != "ignore" and self._is_unsound(members, norms.magnitudes(after))
+        except RuntimeError:
+            _restore(members, before)
+            raise
+        if undo:
+            _restore(members, before)
+            return True
+        for (group_index, index, parameter), old in zip(members, before, strict=True):
+            report = self._size(self.param_groups[group_index], parameter, old)
+            if report:
+                values[self._name(group_index, index)] = report
+        return False
 
     def _size(self, group: dict[str, Any], parameter: Tensor, before: Tensor) -> dict[str, Tensor]:
         """Let the controls change the step from `before` to the parameter's present value."""
@@ -188,53 +151,58 @@ class WrappedOptimizer(Optimizer):
             steps=[int(state["step"].item())],
             group=group,
             lr=lr,
-            momentum=_averaging(group),
-            reports=[{}],
+            momentum=self._averaging(group),
         )
         for control in controls:
             control(move)
         size = move.step_sizes[0]
-        sized = weight - size * move.update.numerators[0]
-        move.weights[0] = torch.where(torch.as_tensor(size == lr, device=sized.device), target, sized)
+        if isinstance(size, Tensor):
+            sized = weight - size * move.update.numerators[0]
+            move.weights[0] = torch.where(size == lr, target, sized)
+        else:
+            move.weights[0] = target
         for control in controls:
             control.restore(move)
         parameter.copy_(move.weights[0])
         return move.reports[0]
 
-    def _name(self, place: int, index: int) -> str:
-        names = self.param_groups[place].get("param_names")
-        return names[index] if names else f"{place}.{index}"
-
     def state_dict(self) -> dict[str, Any]:
-        """Return the controls' state under "state", the wrapped optimizer's state_dict under "inner"."""
-        return {**super().state_dict(), "inner": self.inner.state_dict()}
+        """Return the state of both; entries of the wrapped optimizer begin with "inner."."""
+        packed = super().state_dict()
+        for key, entries in self.inner.state_dict()["state"].items():
+            packed["state"][key] = {
+                **packed["state"].get(key, {}),
+                **{f"{_INNER}{name}": value for name, value in entries.items()},
+            }
+        return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load both states.
 
         Raises:
-            ValueError: it is not the state_dict of a wrapped optimizer, or does not fit; nothing is changed.
+            ValueError: it is not the state_dict of such a wrapped optimizer, or does not fit; nothing is changed.
         """
-        if not isinstance(state_dict, dict) or "inner" not in state_dict:
-            raise ValueError("state_dict is not one of a wrapped optimizer: it has no 'inner'")
-        check_state_dict(self, state_dict)
-        self.inner.load_state_dict(state_dict["inner"])
-        dtypes = state_dtypes(self)
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "inner"})
-        restore_dtypes(self, state_dict, dtypes)
-        self.inner.param_groups = list(self.param_groups)
+        check_state_dict(self, state_dict, passed=_INNER)
+        split: dict[bool, dict[Any, dict[str, Any]]] = {True: {}, False: {}}
+        for key, entries in state_dict["state"].items():
+            for name, value in entries.items():
+                inner = name.startswith(_INNER)
+                split[inner].setdefault(key, {})[name.removeprefix(_INNER)] = value
+        groups = self.inner.param_groups
+        try:
+            super().load_state_dict({**state_dict, "state": split[False]})
+            self.inner.load_state_dict({**state_dict, "state": split[True]})
+        except Exception:
+            self.inner.param_groups = groups
+            raise
 
-    def __getstate__(self) -> dict[str, Any]:
-        names = ("inner", "controls", "nonfinite", "skipped_steps", "_calls")
-        return {
-            **super().__getstate__(),
-            **{name: getattr(self, name) for name in names},
-            "step_report": None,
-        }
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # The groups are the wrapped optimizer's, which a copy has to have first.
+        groups = state["param_groups"]
+        super().__setstate__({key: value for key, value in state.items() if key != "param_groups"})
+        self.param_groups = groups
 
 
-def _averaging(group: dict[str, Any]) -> float:
-    """Momentum constant of the wrapped optimizer, from the names that torch.optim uses; 0 if it has none."""
-    if "betas" in group:
-        return float(group["betas"][0])
-    return float(group.get("momentum", 0.0))
+def _restore(members: list[Member], before: list[Tensor]) -> None:
+    for (_, _, parameter), old in zip(members, before, strict=True):
+        parameter.copy_(old)
