@@ -112,7 +112,11 @@ def parameter_groups(
         if parameter.ndim < 2:
             role, out_dim = "vector", 0
         fused = any(part in _FUSED_QKV for part in name.split("."))
-        split = 3 if split_qkv and role == "matrix" and fused and parameter.shape[out_dim] % 3 == 0 else None
+        split = (
+            3
+            if split_qkv and role in ("matrix", "head") and fused and parameter.shape[out_dim] % 3 == 0
+            else None
+        )
         group = groups.setdefault((role, out_dim, split), {"params": [], "role": role})
         group["params"].append((name, parameter))
         group.update(out_dim=out_dim, split=split, **options)
