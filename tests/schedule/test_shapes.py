@@ -1,8 +1,8 @@
 import io
 import math
 import pickle
-from itertools import pairwise
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
