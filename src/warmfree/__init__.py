@@ -1,5 +1,6 @@
 """Train transformers without learning-rate warmup."""
 
+from warmfree import optim, schedule
 from warmfree.optim import (
     AdamW2,
     GIAdamW,
@@ -21,6 +22,8 @@ __all__ = [
     "RotationalAdamW",
     "SizedOptimizer",
     "__version__",
+    "optim",
     "parameter_groups",
+    "schedule",
     "wrap",
 ]
