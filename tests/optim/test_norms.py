@@ -8,7 +8,7 @@ from warmfree.optim import norms
 
 def estimate(matrix, iterations, vector=None):
     random = norms.random_direction(matrix.shape[1], device=matrix.device, dtype=matrix.dtype)
-    starts = torch.stack([random if vector is None else vector, random], dim=1)
+    starts = torch.stack([random if vector is None else vector, random])
     [sigma], [vector] = norms.largest_singular_values([matrix], [starts], iterations=iterations)
     return sigma.item(), vector
 

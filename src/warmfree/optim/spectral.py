@@ -125,16 +125,18 @@ class SpectralBound:
         iterations = move.group["power_iterations"]
         if move.steps[index] == 1:
             iterations = max(iterations, _COLD_ITERATIONS)
-        random = state["random_vector"]
-        sections = state["weight_vectors"].shape[0]
+        random, olds = state["random_vector"], state["weight_vectors"]
 
         weights = layout.blocks(norms.as_matrix(move.weights[index], out_dim=layout.out_dim))
-        starts = [torch.stack([state["weight_vectors"][i], random], dim=1) for i in range(sections)]
+        # Of the weight an estimate that is low does no harm: one start will do, moved a little lest it see nothing.
+        starts = [torch.add(old, random, alpha=0.1).unsqueeze(0) for old in olds]
         sigma_weights, tops = norms.largest_singular_values(weights, starts, iterations=iterations)
 
         updates = layout.blocks(norms.as_matrix(update, out_dim=layout.out_dim))
-        starts = [torch.stack([state["update_vectors"][i], random, tops[i]], dim=1) for i in range(sections)]
+        starts = [
+            torch.stack([old, random, top]) for old, top in zip(state["update_vectors"], tops, strict=True)
+        ]
         sigma_updates, found = norms.largest_singular_values(updates, starts, iterations=iterations)
-        state["weight_vectors"].copy_(torch.stack(tops))
+        olds.copy_(torch.stack(tops))
         state["update_vectors"].copy_(torch.stack(found))
         return sigma_weights, sigma_updates
