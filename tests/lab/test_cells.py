@@ -87,7 +87,9 @@ def test_a_resumed_record_is_read_once_thinned_and_without_infinities(tmp_path: 
             record.write({"step": step, "loss": loss, "lr": 0.1, **measured})
             if step == 900:
                 record.write({"step": 901, "val_loss": math.nan})
-    write_json(tmp_path / "result.json", {"status": "finished"})
+    whole = {"method": "adamw", "lr": 0.1, "seed": 0, "final_val_loss": 2.0, "seconds": 1.0}
+    rest = {"status": "finished", "divergence": None, "skipped_steps": 0}
+    write_json(tmp_path / "result.json", whole | rest)
     result = read_cell(tmp_path, steps=1000)
     curve = result["curve"]
     assert curve["step"] == sorted({*range(0, 1001, 5), 3, 501})
@@ -117,3 +119,14 @@ def test_another_process_in_the_cell_is_waited_for(corpus: Corpus, tmp_path: Pat
     assert os.name == "posix"
     run_cell(Cell("adamw", 1e-2, 0), TINY, corpus, tmp_path / "cell")
     assert int((tmp_path / "cell" / ".lock").read_text()) == os.getpid()
+
+
+@pytest.mark.parametrize("file", ["result.json", "record.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"method": "adamw", "lr'])
+def test_a_damaged_finished_cell_is_named(corpus: Corpus, tmp_path: Path, file: str, content: bytes) -> None:
+    folder = tmp_path / "cell"
+    run_cell(Cell("adamw", 1e-3, 0), TINY, corpus, folder)
+    assert read_cell(folder, steps=TINY.steps)["evals"]["step"]
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match=r"cell is damaged .* delete that folder and run the same command"):
+        read_cell(folder, steps=TINY.steps)

@@ -110,6 +110,42 @@ def test_a_checkpoint_through_dcp_holds_the_wrapped_state():
     assert_equal(weights(model), weights(resumed))
 
 
+def test_a_checkpoint_read_into_a_template_without_the_wrapped_state_is_refused():
+    model, other = make_model(), make_model()
+    optimizer = wrap(torch.optim.AdamW(model.parameters(), 0.05), [SpectralBound(tau=0.01)])
+    train(model, optimizer, 2)
+    fresh = wrap(torch.optim.AdamW(other.parameters(), 0.05), [SpectralBound(tau=0.01)])
+    saved, template = optimizer.state_dict(), fresh.state_dict()
+    for key, entries in template[
+        "state"
+    ].items():  # what a sharded load does: it fills the entries that are there
+        entries.update({name: saved["state"][key][name] for name in entries})
+    with pytest.raises(ValueError, match="lacks entries of the wrapped AdamW"):
+        fresh.load_state_dict(template)
+    assert fresh.state[other[0].weight]["step"] == 0
+
+
+def test_a_load_that_fails_halfway_changes_nothing():
+    model = make_model()
+    optimizer = wrap(AdamW2(model.parameters(), 1e-2), [AngularControl()])
+    train(model, optimizer, 1)
+    bad = copy.deepcopy(optimizer.state_dict())
+    train(model, optimizer, 1)
+    bad["state"][0]["inner_entries"] -= 1
+    del bad["state"][0]["inner.exp_avg"]
+    with pytest.raises(ValueError, match="AdamW2"):
+        optimizer.load_state_dict(bad)
+    assert optimizer.state[model[0].weight]["turns"] == 2
+    assert optimizer.inner.state[model[0].weight]["step"] == 2
+
+
+def test_the_peak_is_the_lr_before_a_scheduler_lowered_it():
+    model = make_model()
+    inner = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    torch.optim.lr_scheduler.LinearLR(inner, start_factor=0.01)
+    assert wrap(inner, [AngularControl(schedule="linear")]).param_groups[0]["peak_lr"] == 1e-2
+
+
 def test_a_refused_group_is_added_to_neither():
     model = make_model()
     optimizer = wrap(torch.optim.SGD(model[0].parameters(), lr=1.0), [SpectralBound()])

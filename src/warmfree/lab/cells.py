@@ -13,10 +13,11 @@ from warmfree.lab.tasks import ByteGPTConfig, prepare_run
 from warmfree.lab.train import CHECKPOINT, RECORD, OnStep, train
 from warmfree.record import read_json, read_records, write_json
 
-__all__ = ["Cell", "read_cell", "run_cell"]
+__all__ = ["Cell", "read_cell", "read_result", "run_cell"]
 
 RESULT = "result.json"
 CURVE_POINTS = 200
+_RESULT_KEYS = {"method", "lr", "seed", "status", "final_val_loss", "seconds", "divergence", "skipped_steps"}
 _CURVE_KEYS = ("step", "loss", "lr", "update_rms", "angle", "factor")
 
 
@@ -69,6 +70,28 @@ def run_cell(
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """Return the result of a finished cell.
+
+    Raises:
+        ValueError: it is damaged; the message says what to delete.
+    """
+    try:
+        result = read_json(folder / RESULT)
+    except ValueError as error:
+        raise _damaged(folder, str(error)) from None
+    if not isinstance(result, dict) or not result.keys() >= _RESULT_KEYS:
+        raise _damaged(folder, f"{RESULT} lacks entries")
+    return result
+
+
+def _damaged(folder: Path, reason: str) -> ValueError:
+    return ValueError(
+        f"the finished run in {folder} is damaged ({reason}); delete that folder and run the same command again: "
+        f"only this run is repeated"
+    )
+
+
 def read_cell(folder: Path, *, steps: int) -> dict[str, Any]:
     """Return a finished cell as it stands in ``results.json``.
 
@@ -79,19 +102,29 @@ def read_cell(folder: Path, *, steps: int) -> dict[str, Any]:
     Returns:
         The result with ``curve``, equally long lists with None where nothing finite was measured, and
         ``evals``.
+
+    Raises:
+        ValueError: the record or the result is damaged; the message says what to delete.
     """
+    result = read_result(folder)
+    try:
+        rows = list(read_records(folder / RECORD))
+    except (ValueError, FileNotFoundError) as error:
+        raise _damaged(folder, str(error)) from None
+    if result["status"] == "finished" and not any("val_loss" in row for row in rows):
+        raise _damaged(folder, f"{RECORD} holds no validation")
     # A resumed run repeats what it did since its checkpoint: the later record of a step wins.
     trained: dict[int, dict[str, Any]] = {}
     evaluated: dict[int, float] = {}
-    for row in read_records(folder / RECORD):
+    for row in rows:
         if "val_loss" in row:
             evaluated[row["step"]] = row["val_loss"]
         else:
             trained[row["step"]] = row
-    rows = list(_thin(trained, stride=max(steps // CURVE_POINTS, 1)))
-    curve = {key: [_finite_or_none(row.get(key)) for row in rows] for key in _CURVE_KEYS}
+    kept = list(_thin(trained, stride=max(steps // CURVE_POINTS, 1)))
+    curve = {key: [_finite_or_none(row.get(key)) for row in kept] for key in _CURVE_KEYS}
     evals = {"step": list(evaluated), "val_loss": [_finite_or_none(value) for value in evaluated.values()]}
-    return {**read_json(folder / RESULT), "curve": curve, "evals": evals}
+    return {**result, "curve": curve, "evals": evals}
 
 
 def _thin(rows: dict[int, dict[str, Any]], *, stride: int) -> Iterator[dict[str, Any]]:

@@ -69,13 +69,16 @@ class ResultsFolder:
             ValueError: the folder holds something else, or a comparison of another configuration.
         """
         file = self.path / SWEEP
+        advice = "choose another folder with --out, or delete this one"
         try:
             sweep = read_json(file)
         except (FileNotFoundError, NotADirectoryError):
             self._check_is_empty()
             return Grid()
-        advice = "choose another folder with --out, or delete this one"
-        if not isinstance(sweep, dict) or sweep.get("format") != FORMAT:
+        except ValueError as error:
+            raise ValueError(f"{error}; {advice}") from None
+        whole = isinstance(sweep, dict) and {"config", "grid"} <= sweep.keys()
+        if not whole or sweep.get("format") != FORMAT:
             raise ValueError(f"{file} was not written by this version of warmfree; {advice}")
         differences = list(_differences(sweep["config"], self.config))
         if differences:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from warmfree.lab.cells import RESULT, Cell, run_cell
+from warmfree.lab.cells import Cell, read_result, run_cell
 from warmfree.lab.data import Corpus
 from warmfree.lab.folder import ResultsFolder
 from warmfree.lab.interrupt import Interrupted, Interrupts
@@ -15,7 +15,6 @@ from warmfree.lab.live import LiveTable, known_loss
 from warmfree.lab.plan import Plan
 from warmfree.lab.tasks import ByteGPTConfig
 from warmfree.lab.workers import Event, Report, run_jobs
-from warmfree.record import read_json
 
 __all__ = ["sweep"]
 
@@ -76,4 +75,4 @@ def _follow(event: Event[Cell], table: LiveTable, folder: ResultsFolder) -> None
 
 
 def _loss_of(cell: Cell, folder: ResultsFolder) -> float | None:
-    return known_loss(read_json(folder.cell(cell) / RESULT))
+    return known_loss(read_result(folder.cell(cell)))

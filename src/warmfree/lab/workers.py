@@ -116,16 +116,19 @@ def _start(work: Callable[[Job, Report], None]) -> _Worker:
 
 @contextlib.contextmanager
 def _environment_of_children() -> Iterator[None]:
-    """Set what a child must find when it starts: one thread, and a deaf ear for Ctrl-C while it imports."""
+    """Set what a child must find when it starts: one thread, and no Ctrl-C while it imports.
+
+    The signal is held back, not ignored: one that comes meanwhile reaches this process when the child has started.
+    """
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    mask = hasattr(signal, "pthread_sigmask")  # not on Windows
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if mask else set()
     try:
         yield
     finally:
-        if in_main_thread:
-            signal.signal(signal.SIGINT, previous)
+        if mask:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
         else:
@@ -149,6 +152,9 @@ def _stop(pool: list[_Worker]) -> None:
 
 def _serve(work: Callable[[Job, Report], None], connection: Connection, parent: int) -> None:
     """Do jobs until None comes or the pipe closes (in the worker process)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and asks with SIGTERM
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     import torch
 
     torch.set_num_threads(1)

@@ -156,6 +156,8 @@ class AngularControl:
         weight, state = move.weights[index], move.states[index]
         out_dim, kept = move.layouts[index].out_dim, state["kept_norm"]
         norm, first = self._norm(weight, move, index), state["turns"].item() == 1
+        if norm.shape != kept.shape:
+            raise RuntimeError("per_neuron was changed after the parameter was given to the optimizer")
         if first and move.group["zero_mean"]:
             centred = weight - weight.mean(dim=norms.row_dims(weight, out_dim=out_dim), keepdim=True)
             left = self._norm(centred, move, index)
@@ -194,8 +196,8 @@ class AngularControl:
         length = torch.where(length > _ROUNDING * torch.finfo(weight.dtype).eps * whole, length, 0.0)
 
         divisor, decay = length, group["update_norm_decay"]
+        average = move.states[index]["update_norm_sq"]
+        average.lerp_(length * length, 1 - decay)
         if decay > 0:
-            average = move.states[index]["update_norm_sq"]
-            average.lerp_(length * length, 1 - decay)
             divisor = (average / (1 - decay ** int(move.states[index]["turns"].item()))).sqrt()
         return update, length, torch.where(length > 0, divisor + group["rotational_eps"], 0.0)

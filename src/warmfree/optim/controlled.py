@@ -80,7 +80,8 @@ class ControlledOptimizer(Optimizer):
         """Add a group and create its state; see torch.optim.Optimizer.add_param_group."""
         self._validate({**self.defaults, **param_group})
         if "peak_lr" in self.defaults and "lr" in param_group:
-            param_group.setdefault("peak_lr", float(param_group["lr"]) or None)
+            peak = param_group.get("initial_lr", param_group["lr"])  # a scheduler may have lowered lr already
+            param_group.setdefault("peak_lr", float(peak) or None)
         self._append_group(param_group)
         added = self.param_groups[-1]
         try:

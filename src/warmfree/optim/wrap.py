@@ -17,8 +17,10 @@ from warmfree.optim.noise import NoiseControl
 from warmfree.optim.routing import layout_of
 from warmfree.optim.state import check_state_dict
 
-# Entries of the wrapped optimizer's state in the state_dict; those of the controls have no prefix.
+# Entries of the wrapped optimizer's state in the state_dict; those of the controls have no prefix. Their number goes
+# with them: a checkpoint that was loaded into the template of an optimizer which had not stepped lacks the entries.
 _INNER = "inner."
+_COUNT = "inner_entries"
 
 
 def wrap(
@@ -169,11 +171,15 @@ class WrappedOptimizer(ControlledOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of both; entries of the wrapped optimizer begin with "inner."."""
         packed = super().state_dict()
-        for key, entries in self.inner.state_dict()["state"].items():
-            packed["state"][key] = {
-                **packed["state"].get(key, {}),
-                **{f"{_INNER}{name}": value for name, value in entries.items()},
+        inner = self.inner.state_dict()["state"]
+        packed["state"] = {
+            key: {
+                **entries,
+                _COUNT: torch.tensor(float(len(inner.get(key, {}))), device="cpu"),
+                **{f"{_INNER}{name}": value for name, value in inner.get(key, {}).items()},
             }
+            for key, entries in packed["state"].items()
+        }
         return packed
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -182,18 +188,25 @@ class WrappedOptimizer(ControlledOptimizer):
         Raises:
             ValueError: it is not the state_dict of such a wrapped optimizer, or does not fit; nothing is changed.
         """
-        check_state_dict(self, state_dict, passed=_INNER)
-        split: dict[bool, dict[Any, dict[str, Any]]] = {True: {}, False: {}}
+        check_state_dict(self, state_dict, passed="inner")
+        own: dict[Any, dict[str, Any]] = {}
+        inner: dict[Any, dict[str, Any]] = {}
         for key, entries in state_dict["state"].items():
-            for name, value in entries.items():
-                inner = name.startswith(_INNER)
-                split[inner].setdefault(key, {})[name.removeprefix(_INNER)] = value
-        groups = self.inner.param_groups
+            own[key] = {name: value for name, value in entries.items() if not name.startswith("inner")}
+            found = {name: value for name, value in entries.items() if name.startswith(_INNER)}
+            if len(found) != float(entries.get(_COUNT, -1)):
+                raise ValueError(
+                    f"state_dict lacks entries of the wrapped {type(self.inner).__name__}, which makes its state in "
+                    f"its first step: load the whole state_dict, or step before a checkpoint is read into it"
+                )
+            if found:
+                inner[key] = {name.removeprefix(_INNER): value for name, value in found.items()}
+        before = self.param_groups, self.state, self.inner.state
         try:
-            super().load_state_dict({**state_dict, "state": split[False]})
-            self.inner.load_state_dict({**state_dict, "state": split[True]})
+            super().load_state_dict({**state_dict, "state": own})
+            self.inner.load_state_dict({**state_dict, "state": inner})
         except Exception:
-            self.inner.param_groups = groups
+            self.param_groups, self.state, self.inner.state = before
             raise
 
     def __setstate__(self, state: dict[str, Any]) -> None:
