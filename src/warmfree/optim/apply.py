@@ -13,7 +13,7 @@ def apply_move(move: Move) -> None:
 
     The step size a multiplies the decay as well as the update. With step sizes that are plain numbers these are
     torch.optim.AdamW's own operations in the same order; with step sizes on the device nothing is fetched from it,
-    and a step size of exactly lr still gives the same bits.
+    and one for the whole tensor that is exactly lr still gives the same bits.
 
     Args:
         move: changed in place are its `weights`, nothing else.
