@@ -10,6 +10,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "warmfree"
 OPTIM = [
     "move",
+    "sharding",
     "norms",
     "control",
     "directions",
@@ -19,22 +20,25 @@ OPTIM = [
     "apply",
     "routing",
     "state",
+    "bucket",
     "controlled",
     "base",
 ]
 ALLOWED = {
     "record": [],
     "optim.move": [],
-    "optim.norms": [],
+    "optim.sharding": ["optim.move"],
+    "optim.norms": ["optim.move"],
     "optim.control": ["optim.move"],
     "optim.directions": ["optim.move", "optim.norms"],
     **{
-        f"optim.{control}": ["optim.move", "optim.norms", "optim.directions"]
+        f"optim.{control}": ["optim.move", "optim.sharding", "optim.norms", "optim.directions"]
         for control in ("spectral", "angular", "noise")
     },
     "optim.apply": ["optim.move", "optim.norms"],
     "optim.routing": ["optim.move", "optim.norms"],
-    "optim.state": ["optim.norms"],
+    "optim.state": ["optim.sharding", "optim.norms"],
+    "optim.bucket": [f"optim.{name}" for name in OPTIM],
     "optim.controlled": [f"optim.{name}" for name in OPTIM],
     "optim.base": [f"optim.{name}" for name in OPTIM],
     "optim.presets": [f"optim.{name}" for name in OPTIM],

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from warmfree.optim import norms
 from warmfree.optim.directions import equilibrium_rms
-from warmfree.optim.move import Layout, Move
+from warmfree.optim.move import Layout, Move, Number
+from warmfree.optim.sharding import zeros_per_row
 
 # A row that was zero at the first step is trained like a vector until its norm reaches that of PyTorch's own
 # initialisation of nn.Linear and nn.Conv, uniform with RMS 1/sqrt(3 fan_in); then it keeps its norm and rotates.
@@ -58,6 +59,7 @@ class AngularControl:
     update_norm_decay: float = 0.0
     zero_mean: bool = False
     eps: float = 0.0
+    counters: ClassVar[tuple[str, ...]] = ("turns",)
 
     def options(self) -> dict[str, Any]:
         """Return the parameter-group options and their defaults."""
@@ -100,104 +102,151 @@ class AngularControl:
         return parameter.numel() > 1
 
     def new_state(self, parameter: Tensor, layout: Layout, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Steps made as a rotation; per neuron the kept norm (0: none yet) and the average squared update norm."""
-        shape = [1] * parameter.ndim
+        """Per neuron the kept norm (0: none yet) and the average squared update norm."""
+        dtype = norms.compute_dtype(parameter)
         if group["per_neuron"]:
-            shape[layout.out_dim] = parameter.shape[layout.out_dim]
-        zeros = torch.zeros(shape, dtype=norms.compute_dtype(parameter), device=parameter.device)
-        turns = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        return {"turns": turns, "kept_norm": zeros, "update_norm_sq": zeros.clone()}
+            zeros = [zeros_per_row(parameter, out_dim=layout.out_dim, dtype=dtype) for _ in range(2)]
+        else:
+            zeros = [
+                torch.zeros([1] * parameter.ndim, dtype=dtype, device=parameter.device) for _ in range(2)
+            ]
+        return {"kept_norm": zeros[0], "update_norm_sq": zeros[1]}
 
     def __call__(self, move: Move) -> None:
         """Make each update tangential, and its step size the one that turns the weight by the angle."""
-        if move.lr == 0:
+        if move.still:
             return  # nothing moves, and a norm that is kept must be one that was trained with
+        self._check(move)
+        if "turns" in move.fresh and move.group["zero_mean"]:
+            self._centre_weights(move)
+        updates = [
+            move.update.dense(index) / correction for index, correction in enumerate(move.update.corrections)
+        ]
+        kept = [state["kept_norm"] for state in move.states]
+        weight_norms = self._norms(move.weights, move)
+        self._latch(move, weight_norms)
+        if move.group["zero_mean"]:
+            updates = self._centred(updates, [norm > 0 for norm in kept], move)
+        wholes, products = self._norms(updates, move), self._products(updates, move.weights, move)
         for index, weight in enumerate(move.weights):
-            state = move.states[index]
-            state["turns"] += 1
-            self._latch_norms(move, index)
-            kept = state["kept_norm"]
-            rotational = kept > 0
-            equilibrium, correction = self._angle(move, index)
-            update, length, divisor = self._tangential(move, index, rotational)
-            move.update.numerators[index] = update
-            move.update.corrections[index] = 1.0
-
+            square = weight_norms[index] ** 2
+            radial = products[index] / torch.where(square > 0, square, 1.0)
+            updates[index] = updates[index] - torch.where(kept[index] > 0, radial, 0.0) * weight
+        lengths = self._norms(updates, move)
+        equilibrium, correction = self._angle(move)
+        for index, weight in enumerate(move.weights):
+            # What rounding leaves of a radial update is no direction to turn to.
+            noise = _ROUNDING * torch.finfo(weight.dtype).eps * wholes[index]
+            length = torch.where(lengths[index] > noise, lengths[index], 0.0)
+            divisor = self._divisor(length, move, index)
             # Controls that came before scale the angle as they scaled the learning rate.
             before = move.step_sizes[index]
             angle = correction * equilibrium * (before / move.lr)
             turn = torch.where(divisor > 0, angle / torch.where(divisor > 0, divisor, 1.0), 0.0)
-            move.step_sizes[index] = torch.where(rotational, turn * kept, before).to(weight.dtype)
+            move.step_sizes[index] = torch.where(kept[index] > 0, turn * kept[index], before).to(weight.dtype)
             move.decays[index] = 0.0
             move.scratch[index]["length"] = length
-            move.note(index, factor=torch.full((), correction, dtype=length.dtype, device=length.device))
+            move.note(index, factor=torch.as_tensor(correction, dtype=length.dtype, device=length.device))
+        move.update.numerators = updates
+        move.update.corrections = [1.0] * len(updates)
         move.update.denominators = None
 
     def restore(self, move: Move) -> None:
-        """Give every rotational neuron its norm back, and note the angle that was made."""
-        if move.lr == 0:
+        """Give every rotational neuron its norm back, and note the mean angle of the neurons that are here."""
+        if move.still:
             return
-        for index, weight in enumerate(move.weights):
+        lengths = self._norms(move.weights, move)
+        for index, (weight, norm) in enumerate(zip(move.weights, lengths, strict=True)):
             kept, length = move.states[index]["kept_norm"], move.scratch[index]["length"]
             rotational = kept > 0
             tangent = move.step_sizes[index] * length / torch.where(rotational, kept, 1.0)
             angles = torch.where(rotational, tangent.atan(), 0.0)
             move.note(index, angle=angles.sum() / rotational.sum().clamp(min=1))
-            norm = self._norm(weight, move, index)
             weight.mul_(torch.where(rotational & (norm > 0), kept / torch.where(norm > 0, norm, 1.0), 1.0))
 
-    def _norm(self, tensor: Tensor, move: Move, index: int) -> Tensor:
-        if move.group["per_neuron"]:
-            return norms.row_norms(tensor, out_dim=move.layouts[index].out_dim)
-        return norms.frobenius_norm(tensor)
+    @staticmethod
+    def _check(move: Move) -> None:
+        for weight, layout, state in zip(move.weights, move.layouts, move.states, strict=True):
+            rows = weight.shape[layout.out_dim] if move.group["per_neuron"] else 1
+            if state["kept_norm"].numel() != rows:
+                raise RuntimeError("per_neuron was changed after the parameter was given to the optimizer")
 
-    def _latch_norms(self, move: Move, index: int) -> None:
-        """Keep the norm of neurons that have one at the first rotation, of others when they have grown."""
-        weight, state = move.weights[index], move.states[index]
-        out_dim, kept = move.layouts[index].out_dim, state["kept_norm"]
-        norm, first = self._norm(weight, move, index), state["turns"].item() == 1
-        if norm.shape != kept.shape:
-            raise RuntimeError("per_neuron was changed after the parameter was given to the optimizer")
-        if first and move.group["zero_mean"]:
-            centred = weight - weight.mean(dim=norms.row_dims(weight, out_dim=out_dim), keepdim=True)
-            left = self._norm(centred, move, index)
+    @staticmethod
+    def _dims(tensor: Tensor, move: Move, index: int) -> tuple[int, ...]:
+        """What a sum over one neuron, or over the whole tensor, runs over."""
+        if move.group["per_neuron"]:
+            return norms.row_dims(tensor, out_dim=move.layouts[index].out_dim)
+        return tuple(range(tensor.ndim))
+
+    def _norms(self, tensors: Sequence[Tensor], move: Move) -> list[Tensor]:
+        """l2 norm of each neuron, or of the whole tensor, shaped to broadcast against it."""
+        here = [
+            torch.linalg.vector_norm(tensor, dim=self._dims(tensor, move, index), keepdim=True)
+            for index, tensor in enumerate(tensors)
+        ]
+        if move.group["per_neuron"]:
+            return norms.whole_norms(here, move.peers.add_columns, spread=bool(move.peers.column_groups))
+        return norms.whole_norms(here, move.peers.add, spread=bool(move.peers.groups))
+
+    def _products(self, left: Sequence[Tensor], right: Sequence[Tensor], move: Move) -> list[Tensor]:
+        """Inner products of each neuron, or of the whole tensor, shaped likewise."""
+        partial = [
+            (a * b).sum(self._dims(a, move, index), keepdim=True)
+            for index, (a, b) in enumerate(zip(left, right, strict=True))
+        ]
+        return move.peers.add_columns(partial) if move.group["per_neuron"] else move.peers.add(partial)
+
+    @staticmethod
+    def _centred(tensors: Sequence[Tensor], where: Sequence[Tensor | bool], move: Move) -> list[Tensor]:
+        """Subtract each neuron's mean where asked for."""
+        sums = move.peers.add_columns(
+            [
+                tensor.sum(norms.row_dims(tensor, out_dim=layout.out_dim), keepdim=True)
+                for tensor, layout in zip(tensors, move.layouts, strict=True)
+            ]
+        )
+        return [
+            tensor - total / part.fan_in * mask
+            for tensor, total, part, mask in zip(tensors, sums, move.parts, where, strict=True)
+        ]
+
+    def _centre_weights(self, move: Move) -> None:
+        """Give each neuron a zero mean at the norm that it has."""
+        before = self._norms(move.weights, move)
+        centred = self._centred(move.weights, [True] * len(before), move)
+        after = self._norms(centred, move)
+        for weight, new, norm, left in zip(move.weights, centred, before, after, strict=True):
             # Of a constant neuron centring leaves rounding alone: it stays as it is.
             sound = left > _ROUNDING * torch.finfo(weight.dtype).eps * norm
-            weight.copy_(torch.where(sound, centred * norm / torch.where(sound, left, 1.0), weight))
-        rows = 1 if move.group["per_neuron"] else weight.shape[out_dim]
-        born = norm > 0 if first else norm >= _BORN_NORM * rows**0.5
-        kept.copy_(torch.where((kept == 0) & born, norm, kept))
+            weight.copy_(torch.where(sound, new * norm / torch.where(sound, left, 1.0), weight))
 
-    def _angle(self, move: Move, index: int) -> tuple[float, float]:
+    @staticmethod
+    def _latch(move: Move, lengths: list[Tensor]) -> None:
+        """Keep the norm of neurons that have one at the first rotation, of others when they have grown."""
+        for norm, part, state in zip(lengths, move.parts, move.states, strict=True):
+            rows = 1 if move.group["per_neuron"] else part.rows
+            born = norm > 0 if "turns" in move.fresh else norm >= _BORN_NORM * rows**0.5
+            kept = state["kept_norm"]
+            kept.copy_(torch.where((kept == 0) & born, norm, kept))
+
+    @staticmethod
+    def _angle(move: Move) -> tuple[Number, Number]:
         """Return the equilibrium angle at this learning rate, in radians, and the correction to multiply it by."""
         group, momentum = move.group, move.momentum
         rate = 2 * group["weight_decay"] * equilibrium_rms(momentum) ** 2
         if group["angle_schedule"] == "linear":
-            peak = float(group["peak_lr"] or move.lr)
-            angle = math.sqrt(rate * peak) * move.lr / peak if peak > 0 else 0.0
+            peak = move.lr if group["peak_lr"] is None else group["peak_lr"]
+            angle = (rate * peak) ** 0.5 * move.lr / peak
         else:
-            angle = math.sqrt(rate * move.lr)
-        return angle, 1 - momentum ** move.steps[index] if group["inverse_bias_correction"] else 1.0
+            angle = (rate * move.lr) ** 0.5
+        return angle, 1 - momentum ** move.counts["step"] if group["inverse_bias_correction"] else 1.0
 
-    def _tangential(self, move: Move, index: int, rotational: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the update, tangential where rotational, its length, and what to divide it by (0: do not turn)."""
-        weight, group = move.weights[index], move.group
-        update = move.update.dense(index) / move.update.corrections[index]
-        rows = norms.row_dims(update, out_dim=move.layouts[index].out_dim)
-        if group["zero_mean"]:
-            update = torch.where(rotational, update - update.mean(dim=rows, keepdim=True), update)
-        whole = self._norm(update, move, index)
-        dims = rows if group["per_neuron"] else tuple(range(update.ndim))
-        square = (weight * weight).sum(dims, keepdim=True)
-        radial = (update * weight).sum(dims, keepdim=True) / torch.where(square > 0, square, 1.0)
-        update = update - torch.where(rotational, radial, 0.0) * weight
-        length = self._norm(update, move, index)
-        # What rounding leaves of a radial update is no direction to turn to.
-        length = torch.where(length > _ROUNDING * torch.finfo(weight.dtype).eps * whole, length, 0.0)
-
-        divisor, decay = length, group["update_norm_decay"]
+    @staticmethod
+    def _divisor(length: Tensor, move: Move, index: int) -> Tensor:
+        """Return what to divide the tangential update by, 0 for no turn."""
+        divisor, decay = length, move.group["update_norm_decay"]
         average = move.states[index]["update_norm_sq"]
-        average.lerp_(length * length, 1 - decay)
-        if decay > 0:
-            divisor = (average / (1 - decay ** int(move.states[index]["turns"].item()))).sqrt()
-        return update, length, torch.where(length > 0, divisor + group["rotational_eps"], 0.0)
+        average.add_((length * length - average) * (1 - decay))
+        if isinstance(decay, Tensor) or decay > 0:
+            divisor = (average / (1 - decay ** move.counts["turns"])).sqrt()
+        return torch.where(length > 0, divisor + move.group["rotational_eps"], 0.0)

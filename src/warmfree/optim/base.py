@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from warmfree.optim import norms
-from warmfree.optim.apply import apply_move
+from warmfree.optim.bucket import Bucket, Member, make_move, propose
 from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
-from warmfree.optim.controlled import ControlledOptimizer, Member, magnitudes_of_gradients
+from warmfree.optim.controlled import ControlledOptimizer
 from warmfree.optim.directions import SGD, Adam, Direction, Lion
-from warmfree.optim.move import Layout, Move
-from warmfree.optim.routing import layout_of
+from warmfree.optim.move import Number
+from warmfree.optim.sharding import local, local_gradient, local_state
 
 _DIRECTIONS: dict[str, Callable[[], Direction]] = {"adam": Adam, "lion": Lion, "sgd": SGD}
-
-
-@dataclass(slots=True)
-class _Bucket:
-    """Parameters of one group that are stepped together."""
-
-    controls: tuple[SizeControl, ...]
-    indices: list[int] = field(default_factory=list)
-    layouts: list[Layout] = field(default_factory=list)
 
 
 class SizedOptimizer(ControlledOptimizer):
@@ -57,7 +47,7 @@ class SizedOptimizer(ControlledOptimizer):
 
     Raises:
         ValueError: an option out of range, no parameters, or two controls of a kind.
-        TypeError: a complex, sparse or sharded (DTensor) parameter.
+        TypeError: a complex or sparse parameter.
 
     Example:
         >>> from warmfree.optim import NoiseControl, SpectralBound
@@ -99,7 +89,7 @@ class SizedOptimizer(ControlledOptimizer):
         }
         super().__init__(params, defaults, controls, nonfinite=nonfinite)
 
-    def _averaging(self, group: Mapping[str, Any]) -> float:
+    def _averaging(self, group: Mapping[str, Any]) -> Number:
         return self.direction.averaging(group)
 
     def _validate(self, group: dict[str, Any]) -> None:
@@ -136,90 +126,65 @@ class SizedOptimizer(ControlledOptimizer):
             raise RuntimeError(
                 "prime() must be called once, before the first step: a parameter has already started"
             )
-        sizes = magnitudes_of_gradients(members)
+        gradients = [local_gradient(parameter) for _, _, parameter in members]
+        sizes = self._sizes(members, gradients)
         if not all(map(math.isfinite, sizes)):
             raise NonFiniteGradientError(
                 "non-finite gradient in prime(): call it with the gradients of a sound batch"
             )
-        for (_, _, parameter), size in zip(members, sizes, strict=True):
-            if size > 0 and parameter.grad is not None:
-                self._start([parameter.grad.to(norms.compute_dtype(parameter))], [self.state[parameter]])
+        for (_, _, parameter), gradient, size in zip(members, gradients, sizes, strict=True):
+            if size > 0:
+                self._start(
+                    [gradient.to(norms.compute_dtype(parameter))], [local_state(self.state[parameter])]
+                )
 
-    def _make_step(self, members: list[Member], values: dict[str, dict[str, Tensor]]) -> bool:
+    def _make_step(
+        self, members: list[Member], gradients: list[Tensor], values: dict[str, dict[str, Tensor]]
+    ) -> bool:
         needs_first = self.direction.needs_first_gradient
         lr_is_zero = [float(group["lr"]) == 0 for group in self.param_groups]
         sizes = [1.0] * len(members)
         if self.nonfinite != "ignore" or needs_first or any(lr_is_zero):
-            sizes = magnitudes_of_gradients(members)
+            sizes = self._sizes(members, gradients)
         if self._is_unsound(members, sizes):
             return True
-        ready: list[list[int]] = [[] for _ in self.param_groups]
-        for (group_index, index, parameter), size in zip(members, sizes, strict=True):
-            waits = needs_first and self.state[parameter]["started"] == 0
-            if size != 0 or not (lr_is_zero[group_index] or waits):
-                ready[group_index].append(index)
-        for group_index, indices in enumerate(ready):
-            for bucket in self._buckets(self.param_groups[group_index], indices):
-                self._step_bucket(group_index, bucket, values)
+        ready: list[list[tuple[Member, Tensor]]] = [[] for _ in self.param_groups]
+        for member, gradient, size in zip(members, gradients, sizes, strict=True):
+            waits = needs_first and self.state[member[2]]["started"] == 0
+            if size != 0 or not (lr_is_zero[member[0]] or waits):
+                ready[member[0]].append((member, gradient))
+        for group, chosen in zip(self.param_groups, ready, strict=True):
+            some, theirs = [member for member, _ in chosen], [gradient for _, gradient in chosen]
+            for bucket in self._buckets(some, theirs, together=group["foreach"]):
+                for index, report in zip(bucket.indices, self._step_bucket(bucket), strict=True):
+                    if report:
+                        values[self._name(bucket.group_index, index)] = report
         return False
 
-    def _buckets(self, group: dict[str, Any], indices: list[int]) -> Iterable[_Bucket]:
-        """Split a group's parameters into lists stepped together: alike in device, type and controls."""
-        buckets: dict[tuple[Any, ...], _Bucket] = {}
-        for index in indices:
-            parameter = group["params"][index]
-            if parameter.numel() == 0:
-                continue
-            layout = layout_of(parameter, group)
-            controls = tuple(control for control in self.controls if control.claims(parameter, layout, group))
-            together = parameter.device.type != "cpu" if group["foreach"] is None else group["foreach"]
-            kinds = tuple(map(type, controls))
-            key = (parameter.device, parameter.dtype, kinds, None if together else index)
-            bucket = buckets.setdefault(key, _Bucket(controls))
-            bucket.indices.append(index)
-            bucket.layouts.append(layout)
-        return buckets.values()
-
-    def _step_bucket(self, group_index: int, bucket: _Bucket, values: dict[str, dict[str, Tensor]]) -> None:
-        group = self.param_groups[group_index]
-        parameters: list[Tensor] = [group["params"][index] for index in bucket.indices]
-        states = [self.state[parameter] for parameter in parameters]
-        dtype = norms.compute_dtype(parameters[0])
-        gradients = [parameter.grad.to(dtype) for parameter in parameters if parameter.grad is not None]
+    def _step_bucket(self, bucket: Bucket) -> list[dict[str, Tensor]]:
+        dtype = norms.compute_dtype(bucket.parameters[0])
+        group = {**bucket.group, "lr": float(bucket.group["lr"])}
+        gradients = [gradient.to(dtype) for gradient in bucket.gradients]
         if group["maximize"]:
             gradients = list(torch._foreach_neg(gradients))
-        self._start(gradients, states)
-        for state in states:
-            state["step"] += 1
-        steps = [int(state["step"].item()) for state in states]
-        buffers = {name: [state[name] for state in states] for name in self.direction.buffer_names}
-        lr = float(group["lr"])
-        move = Move(
-            weights=[parameter.to(dtype) for parameter in parameters],
-            update=self.direction(gradients, buffers, steps=steps, group=group),
-            step_sizes=[lr] * len(states),
-            decays=[float(group["weight_decay"])] * len(states),
-            states=states,
-            layouts=bucket.layouts,
-            steps=steps,
+        self._start(gradients, bucket.states)
+        bucket.advance()
+        parameters = [local(parameter) for parameter in bucket.parameters]
+        weights = [parameter.to(dtype) for parameter in parameters]
+        reports = make_move(
+            bucket,
+            weights,
+            propose(self.direction, bucket, gradients, group=group, step=bucket.counts["step"]),
             group=group,
-            lr=lr,
+            counts=bucket.counts,
             momentum=self._averaging(group),
+            decay=float(group["weight_decay"]),
+            report_norms=self.report_norms,
         )
-        if self.report_norms:
-            _note_norms(move)
-        for control in bucket.controls:
-            control(move)
-        apply_move(move)
-        for control in bucket.controls:
-            control.restore(move)
-        for index, parameter, weight, report in zip(
-            bucket.indices, parameters, move.weights, move.reports, strict=True
-        ):
+        for parameter, weight in zip(parameters, weights, strict=True):
             if weight is not parameter:
                 parameter.copy_(weight)
-            if report:
-                values[self._name(group_index, index)] = report
+        return reports
 
     def _start(self, gradients: list[Tensor], states: list[dict[str, Tensor]]) -> None:
         """Let the direction see the first gradient of the parameters that have not started."""
@@ -232,14 +197,3 @@ class SizedOptimizer(ControlledOptimizer):
         self.direction.start([gradients[index] for index in fresh], buffers)
         for index in fresh:
             states[index]["started"].fill_(1.0)
-
-
-def _note_norms(move: Move) -> None:
-    for index, weight in enumerate(move.weights):
-        update = torch.linalg.vector_norm(move.update.dense(index)) / move.update.corrections[index]
-        move.note(
-            index,
-            update_norm=update,
-            update_rms=update / weight.numel() ** 0.5,
-            weight_norm=torch.linalg.vector_norm(weight),
-        )

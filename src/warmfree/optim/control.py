@@ -14,6 +14,10 @@ NonFinite = Literal["skip", "raise", "ignore"]
 class SizeControl(Protocol):
     """The contract: options with defaults, state, a change to the move, and perhaps one after it."""
 
+    @property
+    def counters(self) -> tuple[str, ...]:
+        """Counters of the control's own in a tensor's state; they advance in steps whose learning rate is not 0."""
+
     def options(self) -> dict[str, Any]:
         """Return the parameter-group options and their defaults."""
 
@@ -27,7 +31,7 @@ class SizeControl(Protocol):
         """Whether the control acts on this parameter."""
 
     def new_state(self, parameter: Tensor, layout: Layout, group: dict[str, Any]) -> dict[str, Tensor]:
-        """State of a parameter, before its first step."""
+        """State of a parameter, before its first step, without its counters."""
 
     def __call__(self, move: Move) -> None:
         """Change the step sizes, decays or updates of a move."""

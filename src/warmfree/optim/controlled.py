@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, overload
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from warmfree.optim import norms
+from warmfree.optim.bucket import Bucket, Member, Place
 from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
-from warmfree.optim.move import StepReport
+from warmfree.optim.move import Number, StepReport
 from warmfree.optim.routing import ROUTING_OPTIONS, layout_of
+from warmfree.optim.sharding import agreement, local_gradient, part_of, peers_of, signature
 from warmfree.optim.state import (
     check_gradient,
     check_state_dict,
@@ -22,9 +25,6 @@ from warmfree.optim.state import (
     restore_dtypes,
     state_dtypes,
 )
-
-# A parameter with a gradient: index of its group, its index in the group, the parameter.
-Member = tuple[int, int, Tensor]
 
 
 class ControlledOptimizer(Optimizer):
@@ -53,6 +53,8 @@ class ControlledOptimizer(Optimizer):
         self.skipped_steps = 0
         self.step_report: StepReport | None = None
         self._calls = 0
+        self._places: dict[Tensor, Place] = {}
+        self._had_gradient = False
         for control in self.controls:
             if clash := defaults.keys() & control.options().keys():
                 again = ", ".join(sorted(clash))
@@ -69,12 +71,14 @@ class ControlledOptimizer(Optimizer):
             control.check_groups(self.param_groups)
 
     @abstractmethod
-    def _averaging(self, group: Mapping[str, Any]) -> float:
+    def _averaging(self, group: Mapping[str, Any]) -> Number:
         """Constant b of the moving average that updates are made of; 0 if there is none."""
 
     @abstractmethod
-    def _make_step(self, members: list[Member], values: dict[str, dict[str, Tensor]]) -> bool:
-        """Step the parameters, add to the report; return whether the step was skipped."""
+    def _make_step(
+        self, members: list[Member], gradients: list[Tensor], values: dict[str, dict[str, Tensor]]
+    ) -> bool:
+        """Step the parameters by their gradients' local parts, add to the report; return whether it was skipped."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group and create its state; see torch.optim.Optimizer.add_param_group."""
@@ -96,12 +100,14 @@ class ControlledOptimizer(Optimizer):
 
     def _validate(self, group: dict[str, Any]) -> None:
         """Raise ValueError if an option is out of range."""
+        if isinstance(group["lr"], Tensor) and group["lr"].numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
         for key in ("lr", "weight_decay"):
             value = float(group[key])
             if not 0 <= value < math.inf:
                 raise ValueError(f"{key} must be finite and >= 0, got {value}")
         for control in self.controls:
-            control.validate(group, momentum=self._averaging(group))
+            control.validate(group, momentum=float(self._averaging(group)))
 
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """Step counter and the controls' state of one parameter."""
@@ -111,8 +117,28 @@ class ControlledOptimizer(Optimizer):
         for control in self.controls:
             # A tensor that a group option keeps from a control today may be given to it tomorrow.
             if layout.role != "vector":
+                state.update({name: torch.zeros_like(state["step"]) for name in control.counters})
                 state.update(control.new_state(parameter, layout, group))
+        self._place(parameter, group)
         return state
+
+    def _place(self, parameter: Tensor, group: dict[str, Any]) -> Place:
+        """Return how a parameter is read and what of it is here.
+
+        Raises:
+            RuntimeError: it is no longer spread over processes as it was in the constructor.
+        """
+        layout, spread = layout_of(parameter, group), signature(parameter)
+        place = self._places.get(parameter)
+        if place is not None and place.signature != spread:
+            raise RuntimeError(
+                f"a parameter of shape {tuple(parameter.shape)} was resharded after {type(self).__name__} was made, "
+                f"from {place.signature} to {spread}: shard the model first, then make the optimizer"
+            )
+        if place is None or place.layout != layout:
+            place = Place(layout, part_of(parameter, layout), peers_of(parameter, layout), spread)
+            self._places[parameter] = place
+        return place
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -138,10 +164,12 @@ class ControlledOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._calls += 1
         members = self._members()
+        self._check_attached(members)
+        gradients = [local_gradient(parameter) for _, _, parameter in members]
         values: dict[str, dict[str, Tensor]] = {}
-        skipped = self._make_step(members, values)
+        self._calls += 1
+        skipped = self._make_step(members, gradients, values)
         self.skipped_steps += skipped
         self.step_report = StepReport(self._calls, skipped, self.skipped_steps, values)
         return loss
@@ -157,6 +185,62 @@ class ControlledOptimizer(Optimizer):
         for _, _, parameter in members:
             check_gradient(parameter, name=type(self).__name__)
         return members
+
+    def _check_attached(self, members: list[Member]) -> None:
+        """Raise RuntimeError if the model seems to have got other parameters than the optimizer has."""
+        self._had_gradient = self._had_gradient or bool(members)
+        if not self._had_gradient and dist.is_available() and dist.is_initialized():
+            raise RuntimeError(
+                f"no parameter of this {type(self).__name__} has a gradient. fully_shard and parallelize_module "
+                f"replace a model's parameters: shard the model first, then make the optimizer"
+            )
+
+    def _sizes(self, members: list[Member], tensors: Sequence[Tensor]) -> list[float]:
+        """Sizes of the members' gradients or weights from their local parts, alike in all processes."""
+        peers = [self._place(parameter, self.param_groups[index]).peers for index, _, parameter in members]
+        return norms.magnitudes(tensors, agreement(peers))
+
+    def _buckets(
+        self, members: Sequence[Member], gradients: Sequence[Tensor], *, together: bool | None
+    ) -> list[Bucket]:
+        """Sort parameters into lists that are stepped together: alike in everything but their shape.
+
+        Args:
+            members: parameters with a gradient.
+            gradients: the local parts of their gradients.
+            together: False for a bucket per plain tensor; None: on the CPU. Sharded tensors go together, always, for
+                their sums to be completed in a constant number of all-reduces.
+        """
+        buckets: dict[tuple[Any, ...], Bucket] = {}
+        for member, gradient in zip(members, gradients, strict=True):
+            group_index, index, parameter = member
+            group = self.param_groups[group_index]
+            if parameter.numel() == 0:
+                continue
+            place, state = self._place(parameter, group), self.state[parameter]
+            controls = tuple(c for c in self.controls if c.claims(parameter, place.layout, group))
+            counters = ["step"]
+            if float(group["lr"]) != 0:
+                counters += [name for control in controls for name in control.counters]
+            counts = {name: int(state[name].item()) + 1 for name in counters}
+            alone = None
+            if not place.peers.groups and not (
+                parameter.device.type != "cpu" if together is None else together
+            ):
+                alone = index
+            kinds = tuple(map(type, controls))
+            alike = (
+                group_index,
+                kinds,
+                parameter.device,
+                parameter.dtype,
+                place.signature,
+                *counts.items(),
+                alone,
+            )
+            bucket = buckets.setdefault(alike, Bucket(group_index, group, controls, place.peers, counts))
+            bucket.add(index, parameter, gradient, place, state)
+        return list(buckets.values())
 
     def _is_unsound(self, members: list[Member], sizes: Sequence[float]) -> bool:
         """Return whether a size is not finite, or raise, or ignore it, as the option says."""
@@ -196,7 +280,6 @@ class ControlledOptimizer(Optimizer):
         carried = {name: getattr(self, name) for name in self._carried}
         return {**super().__getstate__(), **carried, "step_report": None}
 
-
-def magnitudes_of_gradients(members: list[Member]) -> list[float]:
-    """Sizes of the members' gradients, see `norms.magnitudes`."""
-    return norms.magnitudes([parameter.grad for _, _, parameter in members if parameter.grad is not None])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._places, self._had_gradient = {}, False
+        super().__setstate__(state)

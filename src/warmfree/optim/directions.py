@@ -1,7 +1,8 @@
 """Which way to go: Adam, Lion, SGD as pure functions from gradients and buffers to updates.
 
 A direction knows its hyper-parameters and its buffers and nothing of learning rates, weights or sizes. The functions
-change their buffers and nothing else; all are written for lists of tensors.
+change their buffers and nothing else; all are written for lists of tensors. Scalars are numbers, or 0-D tensors in a
+compiled step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from warmfree.optim.move import Update
+from warmfree.optim.move import Number, Update
 
 Options = Mapping[str, Any]
 Buffers = Mapping[str, list[Tensor]]
@@ -40,16 +41,16 @@ class Direction(Protocol):
     def start(self, gradients: list[Tensor], buffers: Buffers) -> None:
         """Initialise the buffers from first gradients; called once a tensor, if `needs_first_gradient`."""
 
-    def averaging(self, group: Options) -> float:
+    def averaging(self, group: Options) -> Number:
         """Constant b of the moving average that the update is made of; sets its equilibrium size."""
 
     def __call__(
-        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[int], group: Options
+        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[Number], group: Options
     ) -> Update:
         """Update the buffers and return the update."""
 
 
-def equilibrium_rms(momentum: float) -> float:
+def equilibrium_rms(momentum: Number) -> Number:
     r"""RMS of Adam's update on white-noise gradients: :math:`\kappa = \sqrt{(1-b)/(1+b)}`.
 
     Args:
@@ -61,7 +62,7 @@ def equilibrium_rms(momentum: float) -> float:
 
     Reference: derived for white noise from Kosson et al. 2024, section 3.
     """
-    return math.sqrt((1 - momentum) / (1 + momentum))
+    return ((1 - momentum) / (1 + momentum)) ** 0.5
 
 
 def adam_update(
@@ -69,10 +70,10 @@ def adam_update(
     averages: list[Tensor],
     squares: list[Tensor],
     *,
-    steps: Sequence[int],
-    beta1: float,
-    beta2: float,
-    eps: float,
+    steps: Sequence[Number],
+    beta1: Number,
+    beta2: Number,
+    eps: Number,
     correct_momentum: bool = True,
 ) -> Update:
     r"""Adam: :math:`u = \hat m / (\sqrt{\hat v} + \epsilon)`.
@@ -89,20 +90,26 @@ def adam_update(
 
     Reference: Kingma & Ba 2015; St John 2021 (AdamD).
     """
-    torch._foreach_lerp_(averages, gradients, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
     corrections1 = [1 - beta1**step for step in steps]
     roots = [(1 - beta2**step) ** 0.5 for step in steps]
-    denominators = torch._foreach_sqrt(squares)
-    torch._foreach_div_(denominators, roots)
-    torch._foreach_add_(denominators, eps)
-    if eps == 0:  # 0/0 where no gradient has come whose square is above 0: no update, not NaN or inf
+    _blend_(averages, gradients, 1 - beta1)
+    if isinstance(beta2, Tensor):
+        for square, gradient in zip(squares, gradients, strict=True):
+            square.mul_(beta2).add_(gradient * gradient * (1 - beta2))
+        denominators = [square.sqrt() / root + eps for square, root in zip(squares, roots, strict=True)]
+    else:
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        denominators = list(torch._foreach_sqrt(squares))
+        torch._foreach_div_(denominators, roots)
+        torch._foreach_add_(denominators, eps)
+    if isinstance(eps, Tensor) or eps == 0:
+        # 0/0 where no gradient has come whose square is above 0: no update, not NaN or inf
         for denominator in denominators:
             denominator.masked_fill_(denominator == 0, 1)
     return Update(
         numerators=list(averages),
-        denominators=list(denominators),
+        denominators=denominators,
         corrections=corrections1 if correct_momentum else [1.0] * len(steps),
         gradients=gradients,
         momenta=averages,
@@ -111,7 +118,12 @@ def adam_update(
 
 
 def lion_update(
-    gradients: list[Tensor], averages: list[Tensor], *, steps: Sequence[int], momentum: float, nesterov: bool
+    gradients: list[Tensor],
+    averages: list[Tensor],
+    *,
+    steps: Sequence[Number],
+    momentum: Number,
+    nesterov: bool,
 ) -> Update:
     r"""Lion with one momentum constant: :math:`u = \kappa\,\mathrm{sign}(c)`, of RMS :math:`\kappa` at every step.
 
@@ -127,8 +139,8 @@ def lion_update(
 
     Reference: Kosson et al. 2024 (LionA); the constant is derived here, see `equilibrium_rms`.
     """
-    torch._foreach_lerp_(averages, gradients, 1 - momentum)
-    signs = torch._foreach_lerp(averages, gradients, 1 - momentum) if nesterov else averages
+    _blend_(averages, gradients, 1 - momentum)
+    signs = _blend(averages, gradients, 1 - momentum) if nesterov else averages
     return Update(
         numerators=list(torch._foreach_sign(signs)),
         denominators=None,
@@ -140,7 +152,12 @@ def lion_update(
 
 
 def sgd_update(
-    gradients: list[Tensor], buffers: list[Tensor], *, steps: Sequence[int], momentum: float, nesterov: bool
+    gradients: list[Tensor],
+    buffers: list[Tensor],
+    *,
+    steps: Sequence[Number],
+    momentum: Number,
+    nesterov: bool,
 ) -> Update:
     r"""SGD with momentum: :math:`m \leftarrow bm + g`, :math:`u = m`, or :math:`g + bm` with Nesterov momentum.
 
@@ -155,15 +172,33 @@ def sgd_update(
     """
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, gradients)
-    updates = torch._foreach_add(gradients, buffers, alpha=momentum) if nesterov else buffers
+    updates = buffers
+    if nesterov:
+        updates = list(torch._foreach_add(gradients, torch._foreach_mul(buffers, momentum)))
     return Update(
-        numerators=list(updates),
+        numerators=updates,
         denominators=None,
         corrections=[1.0] * len(steps),
         gradients=gradients,
         momenta=buffers,
         momentum_scales=[(1 - momentum) / (1 - momentum**step) for step in steps],
     )
+
+
+def _blend_(averages: list[Tensor], values: list[Tensor], weight: Number) -> None:
+    """Move each average towards its value, in place."""
+    if isinstance(weight, Tensor):
+        for average, value in zip(averages, values, strict=True):
+            average.add_(weight * (value - average))
+    else:
+        torch._foreach_lerp_(averages, values, weight)
+
+
+def _blend(averages: list[Tensor], values: list[Tensor], weight: Number) -> list[Tensor]:
+    """Return what `_blend_` would leave in each average."""
+    if isinstance(weight, Tensor):
+        return [average + weight * (value - average) for average, value in zip(averages, values, strict=True)]
+    return list(torch._foreach_lerp(averages, values, weight))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,12 +240,13 @@ class Adam:
         """Set v = g^2 (GI-Adam)."""
         torch._foreach_copy_(buffers["exp_avg_sq"], torch._foreach_mul(gradients, gradients))
 
-    def averaging(self, group: Options) -> float:
+    def averaging(self, group: Options) -> Number:
         """Return beta1."""
-        return float(group["betas"][0])
+        beta1: Number = group["betas"][0]
+        return beta1
 
     def __call__(
-        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[int], group: Options
+        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[Number], group: Options
     ) -> Update:
         """See `adam_update`."""
         beta1, beta2 = group["betas"]
@@ -219,8 +255,8 @@ class Adam:
             buffers["exp_avg"],
             buffers["exp_avg_sq"],
             steps=steps,
-            beta1=float(beta1),
-            beta2=float(beta2),
+            beta1=beta1,
+            beta2=beta2,
             eps=group["eps"],
             correct_momentum=self.correct_momentum,
         )
@@ -239,9 +275,10 @@ class _Momentum:
     def start(self, gradients: list[Tensor], buffers: Buffers) -> None:
         """Do nothing: momentum starts at zero."""
 
-    def averaging(self, group: Options) -> float:
+    def averaging(self, group: Options) -> Number:
         """Return the momentum constant."""
-        return float(group["momentum"])
+        momentum: Number = group["momentum"]
+        return momentum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +299,7 @@ class Lion(_Momentum):
         return {"momentum": self.momentum, "nesterov": self.nesterov}
 
     def __call__(
-        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[int], group: Options
+        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[Number], group: Options
     ) -> Update:
         """See `lion_update`."""
         return lion_update(
@@ -292,7 +329,7 @@ class SGD(_Momentum):
         return {"momentum": self.momentum, "nesterov": self.nesterov}
 
     def __call__(
-        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[int], group: Options
+        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[Number], group: Options
     ) -> Update:
         """See `sgd_update`."""
         return sgd_update(

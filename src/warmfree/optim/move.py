@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+# A number that is known on the host in an eager step, and a 0-D tensor in a compiled one. Nothing branches on it.
+Number = float | Tensor
 # A step size or decay: one number for the tensor, or a tensor that broadcasts against it (one value per neuron).
 Size = float | Tensor
 
@@ -30,10 +32,10 @@ class Update:
 
     numerators: list[Tensor]
     denominators: list[Tensor] | None
-    corrections: list[float]
+    corrections: list[Number]
     gradients: list[Tensor]
     momenta: list[Tensor]
-    momentum_scales: list[float]
+    momentum_scales: list[Number]
 
     def dense(self, index: int) -> Tensor:
         """Return the update of one tensor without its correction: numerator / denominator."""
@@ -56,14 +58,61 @@ class Layout:
     out_dim: int = 0
     sections: tuple[int, ...] = ()
 
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What this process holds of a tensor read as a matrix; everything, if the tensor is not sharded.
+
+    Attributes:
+        rows: output neurons of the whole tensor.
+        fan_in: columns of the whole tensor.
+        heights: rows of each section of the whole tensor; one section if it is not split.
+        local_heights: how many of these rows are here.
+        columns: indices of the columns that are here, None for all.
+    """
+
+    rows: int
+    fan_in: int
+    heights: tuple[int, ...]
+    local_heights: tuple[int, ...]
+    columns: Tensor | None = None
+
     def blocks(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        """Split an (out, in) matrix into its sections."""
-        return torch.split(matrix, list(self.sections)) if self.sections else (matrix,)
+        """Split the local (rows, columns) matrix into its sections; a section may have no row here."""
+        return torch.split(matrix, list(self.local_heights)) if len(self.heights) > 1 else (matrix,)
+
+
+class Adder(Protocol):
+    """Completes sums over matrices of which this process holds a part, all tensors of a list at once."""
+
+    @property
+    def row_groups(self) -> tuple[Any, ...]:
+        """Process groups over which the rows are spread."""
+
+    @property
+    def column_groups(self) -> tuple[Any, ...]:
+        """Process groups over which the columns are spread."""
+
+    @property
+    def groups(self) -> tuple[Any, ...]:
+        """All of them."""
+
+    def add_rows(self, partial: Sequence[Tensor]) -> list[Tensor]:
+        """Complete sums over the rows of each matrix."""
+
+    def add_columns(self, partial: Sequence[Tensor]) -> list[Tensor]:
+        """Complete sums over the columns of each matrix."""
+
+    def add(self, partial: Sequence[Tensor]) -> list[Tensor]:
+        """Complete sums over all elements of each matrix."""
 
 
 @dataclass(slots=True)
 class Move:
     """One bucket of a step: weights, their update, and how far to go. Size controls change it before it is made.
+
+    Tensors are the parts that this process holds. Numbers are floats in an eager step and 0-D tensors in a compiled
+    one: what a control does must not depend on their values but through tensor operations.
 
     Attributes:
         weights: the tensors to be changed, float32 or float64 (copies, if the parameters are narrower).
@@ -72,9 +121,13 @@ class Move:
         decays: decoupled weight decay, likewise; multiplied by the step size when applied.
         states: the optimizer's state of each parameter.
         layouts: how each tensor is read as a matrix.
-        steps: how many steps each tensor has made, this one included.
+        parts: what of each matrix is here.
+        peers: completes sums that run over what is not here.
+        counts: the tensors' counters, this step included: "step", and those that the controls name.
+        fresh: counters that are 1 in this step.
         group: the parameter group's options.
         lr: the group's learning rate in this step.
+        still: whether the learning rate is 0.
         momentum: the direction's momentum constant.
         reports: for each tensor the scalars that were computed on the way, 0-D tensors on the device.
         scratch: for each tensor what a control keeps between its call and its restore.
@@ -86,10 +139,14 @@ class Move:
     decays: list[Size]
     states: list[dict[str, Any]]
     layouts: list[Layout]
-    steps: list[int]
+    parts: list[Part]
+    peers: Adder
+    counts: Mapping[str, Number]
+    fresh: frozenset[str]
     group: Mapping[str, Any]
-    lr: float
-    momentum: float
+    lr: Number
+    still: bool
+    momentum: Number
     reports: list[dict[str, Tensor]] = field(init=False)
     scratch: list[dict[str, Tensor]] = field(init=False)
 

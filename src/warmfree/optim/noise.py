@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from warmfree.optim import norms
-from warmfree.optim.move import Layout, Move
+from warmfree.optim.move import Layout, Move, Number
 
 
-def representation_change_factor(snr: Tensor, *, batch_size: float, input_overlap: float) -> Tensor:
+def representation_change_factor(snr: Tensor, *, batch_size: Number, input_overlap: Number) -> Tensor:
     r"""Multiplier of the learning rate that keeps the relative representation change at its value for pure noise.
 
     .. math::  s(\varphi) = \sqrt{\frac{(1+\varphi)(1/B+\kappa)}{\varphi + 1/B + \kappa}}
@@ -64,6 +64,7 @@ class NoiseControl:
     input_overlap: float | None = None
     averaged_batches: bool = False
     smoothing: float | None = None
+    counters: ClassVar[tuple[str, ...]] = ()
 
     def options(self) -> dict[str, Any]:
         """Return the parameter-group options and their defaults."""
@@ -107,30 +108,31 @@ class NoiseControl:
 
     def __call__(self, move: Move) -> None:
         """Multiply the step sizes by s(phi)."""
-        momentum = move.momentum
-        smoothing = move.group["snr_smoothing"]
-        smoothing = momentum if smoothing is None else smoothing
-        batches = (1 + momentum) / (1 - momentum) if move.group["averaged_batches"] else 1.0
-        update = move.update
-        for index, weight in enumerate(move.weights):
-            step = move.steps[index]
-            decayed = momentum**step
-            rho = (1 - momentum) * (1 + decayed) / ((1 + momentum) * (1 - decayed))
+        group, momentum, step, update = move.group, move.momentum, move.counts["step"], move.update
+        smoothing = momentum if group["snr_smoothing"] is None else group["snr_smoothing"]
+        batches = (1 + momentum) / (1 - momentum) if group["averaged_batches"] else 1.0
+        size = group["batch_size"] * batches
+        decayed = momentum**step
+        rho = (1 - momentum) * (1 + decayed) / ((1 + momentum) * (1 - decayed))
+        sizes = [
+            torch.linalg.vector_norm(tensor).to(norms.scalar_dtype(tensor.device))
+            for tensor in (*update.momenta, *update.gradients)
+        ]
+        sizes = norms.whole_norms(sizes, move.peers.add, spread=bool(move.peers.groups))
+        count = len(move.weights)
+        for index, (mean, size_now) in enumerate(zip(sizes[:count], sizes[count:], strict=True)):
             averages = move.states[index]["noise_averages"]
-            mean_norm = torch.linalg.vector_norm(update.momenta[index]).to(averages.dtype)
-            mean_norm = mean_norm * update.momentum_scales[index]
-            gradient_norm = torch.linalg.vector_norm(update.gradients[index]).to(averages.dtype)
-            now = torch.stack([mean_norm.square(), gradient_norm.square(), torch.full_like(mean_norm, rho)])
-            averages.lerp_(now, 1 - smoothing)
-            size = move.group["batch_size"] * batches
-            # At the first step the momentum is the gradient: the ratio below is 0/0, and rounding decides.
+            mean_square, square = (mean * update.momentum_scales[index]) ** 2, size_now**2
+            now = torch.stack([mean_square, square, square * 0 + rho])
+            averages.add_((now - averages) * (1 - smoothing))
+            # At the first step the momentum is the gradient: the ratio is 0/0, and rounding decides.
             snr = (
-                torch.full_like(mean_norm, math.inf)
-                if step == 1
+                torch.full_like(square, math.inf)
+                if "step" in move.fresh
                 else self._batch_snr(averages / (1 - smoothing**step)) / size
             )
             factor = representation_change_factor(
-                snr, batch_size=size, input_overlap=self._overlap(weight, move, index)
+                snr, batch_size=size, input_overlap=self._overlap(move, index)
             )
             move.step_sizes[index] = move.step_sizes[index] * factor
             move.note(index, snr=snr, factor=factor)
@@ -148,11 +150,9 @@ class NoiseControl:
         return torch.where(varies, (signal / torch.where(varies, noise, 1.0)).clamp(min=0.0), math.inf)
 
     @staticmethod
-    def _overlap(weight: Tensor, move: Move, index: int) -> float:
-        overlap = move.group["input_overlap"]
+    def _overlap(move: Move, index: int) -> Number:
+        overlap: Number | None = move.group["input_overlap"]
         if overlap is not None:
-            return float(overlap)
-        layout = move.layouts[index]
-        if layout.role == "embedding":
-            return 1 / weight.shape[layout.out_dim]
-        return 1 / norms.fan_in(weight, out_dim=layout.out_dim)
+            return overlap
+        part = move.parts[index]
+        return 1 / (part.rows if move.layouts[index].role == "embedding" else part.fan_in)

@@ -7,10 +7,12 @@ over the other dimensions in place of reshaping, so that they broadcast against 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from warmfree.optim.move import Adder
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
@@ -23,11 +25,17 @@ def scalar_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def magnitudes(tensors: Sequence[Tensor]) -> list[float]:
+def magnitudes(
+    tensors: Sequence[Tensor], agree: Callable[[Tensor, Sequence[int]], Tensor] | None = None
+) -> list[float]:
     """Return a size of each tensor that is 0 for a zero one alone, and finite for a finite one alone.
 
     It is the l2 norm where that is a positive number, else the largest magnitude: the norm is far faster, but its
     squares overflow and underflow. Fetched once per device.
+
+    Args:
+        tensors: of any shapes and types.
+        agree: adds up, over the processes that hold the other parts, float64 values of the tensors at given indices.
 
     Example:
         >>> magnitudes([torch.tensor([3.0, 4.0]), torch.tensor([1e30]), torch.tensor([1e-30]), torch.zeros(2)])
@@ -38,13 +46,17 @@ def magnitudes(tensors: Sequence[Tensor]) -> list[float]:
     sizes = [0.0] * len(tensors)
     by_device: dict[torch.device, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        if tensor.numel():
-            by_device.setdefault(tensor.device, []).append(index)
+        by_device.setdefault(tensor.device, []).append(index)
     for device, indices in by_device.items():
         for order in (2.0, torch.inf):
-            found = torch._foreach_norm([tensors[index] for index in indices], order)
-            numbers = torch.stack([value.to(scalar_dtype(device)) for value in found]).tolist()
-            for index, number in zip(indices, numbers, strict=True):
+            found = torch.zeros(len(indices), dtype=scalar_dtype(device), device=device)
+            here = [place for place, index in enumerate(indices) if tensors[index].numel()]
+            if here:
+                norms = torch._foreach_norm([tensors[indices[place]] for place in here], order)
+                found[here] = torch.stack([value.to(found.dtype) for value in norms])
+            if agree is not None:
+                found = agree(found**2, indices).sqrt()
+            for index, number in zip(indices, found.tolist(), strict=True):
                 sizes[index] = number
             indices = [index for index in indices if not 0 < sizes[index] < torch.inf]
             if not indices:
@@ -78,22 +90,17 @@ def fan_in(tensor: Tensor, *, out_dim: int = 0) -> int:
     return tensor.numel() // max(1, tensor.shape[out_dim]) if tensor.ndim > 1 else 1
 
 
-def row_norms(tensor: Tensor, *, out_dim: int = 0) -> Tensor:
-    """l2 norm of each neuron's weights, shaped to broadcast against the tensor.
+def whole_norms(
+    lengths: Sequence[Tensor], add: Callable[[Sequence[Tensor]], list[Tensor]], *, spread: bool
+) -> list[Tensor]:
+    """Return norms of wholes from the norms of their parts, whose squares `add` completes; as they are if not `spread`.
 
-    Example:
-        >>> row_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-        tensor([[5.],
-                [0.]])
+    The squares are of `scalar_dtype`: in float32 they would overflow.
     """
-    norms: Tensor = torch.linalg.vector_norm(tensor, dim=row_dims(tensor, out_dim=out_dim), keepdim=True)
-    return norms
-
-
-def frobenius_norm(tensor: Tensor) -> Tensor:
-    """l2 norm of all elements, with as many dimensions as the tensor, each of size 1."""
-    norm: Tensor = torch.linalg.vector_norm(tensor, dim=tuple(range(tensor.ndim)), keepdim=True)
-    return norm
+    if not spread:
+        return list(lengths)
+    sums = add([length.to(scalar_dtype(length.device)) ** 2 for length in lengths])
+    return [total.sqrt().to(length.dtype) for total, length in zip(sums, lengths, strict=True)]
 
 
 def random_direction(length: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -111,7 +118,12 @@ def random_direction(length: int, *, device: torch.device, dtype: torch.dtype) -
 
 
 def largest_singular_values(
-    matrices: Sequence[Tensor], starts: Sequence[Tensor], *, iterations: int
+    matrices: Sequence[Tensor],
+    starts: Sequence[Tensor],
+    *,
+    iterations: int,
+    peers: Adder | None = None,
+    columns: Sequence[Tensor | None] | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     r"""Estimate the largest singular value of each matrix by power iteration from the best of several starts.
 
@@ -121,10 +133,16 @@ def largest_singular_values(
     the last step's vector on a slowly drifting matrix, or on a matrix with a dominant direction, it is within a few
     tenths of a percent. A fixed random start beside the last step's vector is what sees a direction that is new.
 
+    Of sharded matrices every process passes the part it has and gets the values and vectors of the whole. An iteration
+    then takes, for all matrices together, one sum of lengths, one of vectors z, and one of vectors y if columns are
+    sharded.
+
     Args:
-        matrices: each of shape (out, in).
-        starts: for each matrix right vectors of shape (number of starts, in), of any length.
+        matrices: each of shape (out, in), or the part of it that is here.
+        starts: for each matrix right vectors of shape (number of starts, in), of any length, the same in all processes.
         iterations: number of iterations, at least 1.
+        peers: completes the sums over sharded matrices.
+        columns: for each matrix the indices of the columns that are here, None for all.
 
     Returns:
         For each matrix sigma, a 0-D tensor of `scalar_dtype`, exactly 0 for a zero matrix; and the unit right vector
@@ -138,23 +156,55 @@ def largest_singular_values(
 
     Reference: Qi et al. 2025, Algorithm 1 (power iteration, at most three per step); the starts are our choice.
     """
-    sigmas, vectors = [], []
-    for matrix, start in zip(matrices, starts, strict=True):
+    places = [None] * len(matrices) if columns is None else columns
+    rights = list(starts)
+    sizes: list[Tensor] = []
+    for iteration in range(iterations):
         # Vectors are rows: a tall matrix times three columns takes five times as long as times three vectors.
-        right = start
-        for _ in range(iterations):
-            left, _ = _normalize_rows(right @ matrix.mT)
-            right, lengths = _normalize_rows(left @ matrix)
-            if len(right) > 1:
-                best = lengths.argmax(dim=0)
-                right, lengths = right.index_select(0, best.view(1)), lengths.index_select(0, best.view(1))
-        sigma = lengths.view(())
-        sigmas.append(sigma)
-        vectors.append(torch.where(sigma > 0, right[0], start[0]))
+        heres = [right if at is None else right[:, at] for right, at in zip(rights, places, strict=True)]
+        lefts = [here @ matrix.mT for here, matrix in zip(heres, matrices, strict=True)]
+        if peers is None:
+            lengths = _lengths(lefts)
+        else:
+            lefts = peers.add_columns(lefts)
+            lengths = whole_norms(_lengths(lefts), peers.add_rows, spread=bool(peers.row_groups))
+        lefts = _divided(lefts, lengths)
+        rights = [
+            _spread(left @ matrix, right, at)
+            for left, matrix, right, at in zip(lefts, matrices, rights, places, strict=True)
+        ]
+        if peers is not None:
+            rights = peers.add(rights)
+        sizes = _lengths(rights)
+        rights = _divided(rights, sizes)
+        if iteration == 0:
+            best = [size.argmax(dim=0).view(1) for size in sizes]
+            rights = [right.index_select(0, index) for right, index in zip(rights, best, strict=True)]
+            sizes = [size.index_select(0, index) for size, index in zip(sizes, best, strict=True)]
+    sigmas = [size.view(()) for size in sizes]
+    vectors = [
+        torch.where(sigma > 0, right[0], start[0])
+        for sigma, right, start in zip(sigmas, rights, starts, strict=True)
+    ]
     return sigmas, vectors
 
 
-def _normalize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return unit rows and their lengths, (rows, 1); zero stays zero. float64 keeps squares from overflowing."""
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=scalar_dtype(rows.device))
-    return rows / torch.where(lengths > 0, lengths, 1.0).to(rows.dtype), lengths
+def _lengths(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Return the lengths of row vectors, (rows, 1); float64 keeps squares from overflowing."""
+    return [
+        torch.linalg.vector_norm(vectors, dim=1, keepdim=True, dtype=scalar_dtype(vectors.device))
+        for vectors in rows
+    ]
+
+
+def _divided(rows: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
+    """Return the row vectors at unit length; zero stays zero."""
+    return [
+        vectors / torch.where(length > 0, length, 1.0).to(vectors.dtype)
+        for vectors, length in zip(rows, lengths, strict=True)
+    ]
+
+
+def _spread(vectors: Tensor, like: Tensor, columns: Tensor | None) -> Tensor:
+    """Put row vectors over some columns into vectors over all, zero elsewhere."""
+    return vectors if columns is None else torch.zeros_like(like).index_copy_(1, columns, vectors)

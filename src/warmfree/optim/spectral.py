@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class SpectralBound:
     tau: float = 0.05
     power_iterations: int = 2
     floor: float = 0.1
+    counters: ClassVar[tuple[str, ...]] = ()
 
     def options(self) -> dict[str, Any]:
         """Return the parameter-group options and their defaults."""
@@ -78,65 +79,98 @@ class SpectralBound:
 
     def __call__(self, move: Move) -> None:
         """Shorten the steps whose spectral ratio exceeds tau."""
-        for index in range(len(move.weights)):
-            move.step_sizes[index] = self._bounded(move, index)
+        updates, steps = [], []
+        for index, step in enumerate(move.step_sizes):
+            update = move.update.dense(index) / move.update.corrections[index]
+            if isinstance(step, Tensor) and step.numel() > 1:  # a step per neuron is part of what is bounded
+                update, step = update * step, 1.0
+            updates.append(update)
+            steps.append(step)
+        sigma_weights, sigma_updates = self._sigmas(move, updates)
+        for index, step in enumerate(steps):
+            factors = self._factors(move, index, step, sigma_weights[index], sigma_updates[index])
+            move.step_sizes[index] = self._shortened(move, index, factors)
+            move.note(
+                index,
+                sigma_weight=torch.stack(sigma_weights[index]).max(),
+                sigma_update=torch.stack(sigma_updates[index]).max(),
+                factor=torch.stack(factors).mean(),
+            )
 
     def restore(self, move: Move) -> None:
         """Do nothing after the write."""
 
-    def _bounded(self, move: Move, index: int) -> Size:
-        """Return the step size of one tensor, and note sigma_1 of weight and update and the factor."""
-        layout, weight, step = move.layouts[index], move.weights[index], move.step_sizes[index]
-        update = move.update.dense(index) / move.update.corrections[index]
-        if isinstance(step, Tensor) and step.numel() > 1:  # a step per neuron is part of what is bounded
-            update, step = update * step, 1.0
-        sigma_weights, sigma_updates = self._sigmas(move, index, update)
-
-        heights = layout.sections or (weight.shape[layout.out_dim],)
-        fan_in = norms.fan_in(weight, out_dim=layout.out_dim)
-        unit = move.group["spectral_floor"] * _STANDARD_INIT
+    @staticmethod
+    def _factors(
+        move: Move, index: int, step: Size, sigma_weights: list[Tensor], sigma_updates: list[Tensor]
+    ) -> list[Tensor]:
+        """What each section's step has to be multiplied by."""
+        part, unit = move.parts[index], move.group["spectral_floor"] * _STANDARD_INIT
         factors = []
-        for sigma_weight, sigma_update, height in zip(sigma_weights, sigma_updates, heights, strict=True):
-            floor = unit * (height**0.5 + fan_in**0.5)
+        for sigma_weight, sigma_update, height in zip(
+            sigma_weights, sigma_updates, part.heights, strict=True
+        ):
+            floor = unit * (height**0.5 + part.fan_in**0.5)
             allowed, wanted = move.group["tau"] * sigma_weight.clamp(min=floor), step * sigma_update
             factors.append(torch.where(wanted > allowed, allowed / wanted, 1.0))
+        return factors
 
-        move.note(
-            index,
-            sigma_weight=torch.stack(sigma_weights).max(),
-            sigma_update=torch.stack(sigma_updates).max(),
-            factor=torch.stack(factors).mean(),
-        )
-        if not layout.sections:
+    @staticmethod
+    def _shortened(move: Move, index: int, factors: list[Tensor]) -> Size:
+        weight, part = move.weights[index], move.parts[index]
+        if len(factors) == 1:
             return move.step_sizes[index] * factors[0]
         shape = [1] * weight.ndim
-        shape[layout.out_dim] = -1
-        per_row = torch.cat([factor.expand(height) for factor, height in zip(factors, heights, strict=True)])
-        return move.step_sizes[index] * per_row.to(weight.dtype).view(shape)
+        shape[move.layouts[index].out_dim] = -1
+        per_row = [factor.expand(height) for factor, height in zip(factors, part.local_heights, strict=True)]
+        return move.step_sizes[index] * torch.cat(per_row).to(weight.dtype).view(shape)
 
-    def _sigmas(self, move: Move, index: int, update: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Estimate sigma_1 of each section of weight and update.
+    @staticmethod
+    def _sigmas(move: Move, updates: list[Tensor]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Estimate sigma_1 of each section of weights and updates.
 
         An estimate for the weight that is low tightens the bound; one for the update that is low loosens it. The
         growth of sigma_1(W) is, to first order, how far the update moves W's own top direction: that direction is
         a start for the update, too, so that what matters most is never missed.
         """
-        layout, state = move.layouts[index], move.states[index]
         iterations = move.group["power_iterations"]
-        if move.steps[index] == 1:
+        if "step" in move.fresh:
             iterations = max(iterations, _COLD_ITERATIONS)
-        random, olds = state["random_vector"], state["weight_vectors"]
-
-        weights = layout.blocks(norms.as_matrix(move.weights[index], out_dim=layout.out_dim))
-        # Of the weight an estimate that is low does no harm: one start will do, moved a little lest it see nothing.
-        starts = [torch.add(old, random, alpha=0.1).unsqueeze(0) for old in olds]
-        sigma_weights, tops = norms.largest_singular_values(weights, starts, iterations=iterations)
-
-        updates = layout.blocks(norms.as_matrix(update, out_dim=layout.out_dim))
-        starts = [
-            torch.stack([old, random, top]) for old, top in zip(state["update_vectors"], tops, strict=True)
+        columns = [part.columns for part in move.parts for _ in part.heights]
+        olds = [old for state in move.states for old in state["weight_vectors"]]
+        update_olds = [old for state in move.states for old in state["update_vectors"]]
+        randoms = [
+            state["random_vector"]
+            for state, part in zip(move.states, move.parts, strict=True)
+            for _ in part.heights
         ]
-        sigma_updates, found = norms.largest_singular_values(updates, starts, iterations=iterations)
-        olds.copy_(torch.stack(tops))
-        state["update_vectors"].copy_(torch.stack(found))
-        return sigma_weights, sigma_updates
+        # Of the weight an estimate that is low does no harm: one start will do, moved a little lest it see nothing.
+        starts = [
+            torch.add(old, random, alpha=0.1).unsqueeze(0) for old, random in zip(olds, randoms, strict=True)
+        ]
+        sigma_weights, tops = norms.largest_singular_values(
+            _blocks(move, move.weights), starts, iterations=iterations, peers=move.peers, columns=columns
+        )
+        starts = [torch.stack(three) for three in zip(update_olds, randoms, tops, strict=True)]
+        sigma_updates, found = norms.largest_singular_values(
+            _blocks(move, updates), starts, iterations=iterations, peers=move.peers, columns=columns
+        )
+        for vectors, new in ((olds, tops), (update_olds, found)):
+            for old, vector in zip(vectors, new, strict=True):
+                old.copy_(vector)
+        counts = [len(part.heights) for part in move.parts]
+        return _nested(sigma_weights, counts), _nested(sigma_updates, counts)
+
+
+def _blocks(move: Move, tensors: list[Tensor]) -> list[Tensor]:
+    """List the sections of all tensors, as matrices."""
+    return [
+        block
+        for tensor, layout, part in zip(tensors, move.layouts, move.parts, strict=True)
+        for block in part.blocks(norms.as_matrix(tensor, out_dim=layout.out_dim))
+    ]
+
+
+def _nested(flat: list[Tensor], counts: list[int]) -> list[list[Tensor]]:
+    values = iter(flat)
+    return [[next(values) for _ in range(count)] for count in counts]

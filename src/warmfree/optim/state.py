@@ -8,19 +8,24 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from warmfree.optim.sharding import check_placements, signature
+
 # Counters that live on the host, whatever the parameter's device and type.
 HOST_ENTRIES = ("step", "started", "turns")
 
 
 def check_supported(parameter: Tensor, *, name: str) -> None:
-    """Raise TypeError unless a parameter is dense, real, floating-point and not sharded."""
+    """Raise TypeError or ValueError unless a parameter is dense, real, floating-point, and sharded in a way we know."""
     kind = f"a {parameter.dtype} parameter of shape {tuple(parameter.shape)}"
     if not parameter.is_floating_point():
         raise TypeError(f"{name} needs real floating-point parameters, got {kind}")
     if parameter.layout != torch.strided:
         raise TypeError(f"{name} needs dense parameters, got {kind} in layout {parameter.layout}")
-    if hasattr(parameter, "placements"):
-        raise TypeError(f"{name} does not support sharded parameters (DTensor) yet, got {kind}")
+    if parameter.device.type == "meta":
+        raise ValueError(
+            f"{name} needs parameters with memory, got {kind} on the meta device: materialise it first"
+        )
+    check_placements(parameter, name=name)
 
 
 def check_gradient(parameter: Tensor, *, name: str) -> None:
@@ -74,6 +79,12 @@ def _check_entries(expected: dict[str, Any], found: dict[str, Any], parameter: T
             raise ValueError(
                 f"state_dict does not fit: {key} of a parameter of shape {tuple(parameter.shape)} must have shape "
                 f"{tuple(value.shape)}, got {shape}"
+            )
+        if signature(found[key]) != signature(value):
+            raise ValueError(
+                f"state_dict does not fit: {key} of a parameter of shape {tuple(parameter.shape)} is spread over "
+                f"processes as {signature(found[key]) or 'a plain tensor'}, here it is "
+                f"{signature(value) or 'a plain tensor'}; load it through torch.distributed.checkpoint, which reshards"
             )
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmfree.optim import norms
+from warmfree.optim.bucket import Bucket, Member, make_move
 from warmfree.optim.control import NonFinite, SizeControl
-from warmfree.optim.controlled import ControlledOptimizer, Member, magnitudes_of_gradients
+from warmfree.optim.controlled import ControlledOptimizer
 from warmfree.optim.move import Move, Update
 from warmfree.optim.noise import NoiseControl
-from warmfree.optim.routing import layout_of
+from warmfree.optim.sharding import local
 from warmfree.optim.state import check_state_dict
 
 # Entries of the wrapped optimizer's state in the state_dict; those of the controls have no prefix. Their number goes
@@ -45,7 +46,7 @@ def wrap(
     Raises:
         ValueError: a control that cannot work from outside, an option out of range, or an optimizer that has to call
             a closure more than once.
-        TypeError: not an optimizer, or a parameter that is complex, sparse or sharded.
+        TypeError: not an optimizer, or a parameter that is complex or sparse.
 
     Example:
         >>> from warmfree.optim import SpectralBound
@@ -113,60 +114,69 @@ class WrappedOptimizer(ControlledOptimizer):
         """Momentum constant under the names that torch.optim uses."""
         return float(group["betas"][0]) if "betas" in group else float(group.get("momentum", 0.0))
 
-    def _make_step(self, members: list[Member], values: dict[str, dict[str, Tensor]]) -> bool:
-        if self.nonfinite != "ignore" and self._is_unsound(members, magnitudes_of_gradients(members)):
+    def _make_step(
+        self, members: list[Member], gradients: list[Tensor], values: dict[str, dict[str, Tensor]]
+    ) -> bool:
+        if self.nonfinite != "ignore" and self._is_unsound(members, self._sizes(members, gradients)):
             return True
-        before = [parameter.clone() for _, _, parameter in members]
+        parameters = [local(parameter) for _, _, parameter in members]
+        before = [parameter.clone() for parameter in parameters]
         self.inner.step()
         try:
-            after = [parameter for _, _, parameter in members]
-            undo = self.nonfinite != "ignore" and self._is_unsound(members, norms.magnitudes(after))
+            undo = self.nonfinite != "ignore" and self._is_unsound(members, self._sizes(members, parameters))
         except RuntimeError:
-            _restore(members, before)
+            _restore(parameters, before)
             raise
         if undo:
-            _restore(members, before)
+            _restore(parameters, before)
             return True
-        for (group_index, index, parameter), old in zip(members, before, strict=True):
-            report = self._size(self.param_groups[group_index], parameter, old)
-            if report:
-                values[self._name(group_index, index)] = report
+        sized = [
+            (member, old)
+            for member, old in zip(members, before, strict=True)
+            if self._controls_of(member) and float(self.param_groups[member[0]]["lr"]) != 0
+        ]
+        for bucket in self._buckets(
+            [member for member, _ in sized], [old for _, old in sized], together=None
+        ):
+            for index, report in zip(bucket.indices, self._size(bucket), strict=True):
+                values[self._name(bucket.group_index, index)] = report
         return False
 
-    def _size(self, group: dict[str, Any], parameter: Tensor, before: Tensor) -> dict[str, Tensor]:
-        """Let the controls change the step from `before` to the parameter's present value."""
-        layout, lr = layout_of(parameter, group), float(group["lr"])
-        controls = [control for control in self.controls if control.claims(parameter, layout, group)]
-        state = self.state[parameter]
-        if not controls or lr == 0:
-            return {}
-        state["step"] += 1
-        dtype = norms.compute_dtype(parameter)
-        weight, target = before.to(dtype), parameter.to(dtype)
-        move = Move(
-            weights=[weight],
-            update=Update([(weight - target) / lr], None, [1.0], [], [], []),
-            step_sizes=[lr],
-            decays=[0.0],
-            states=[state],
-            layouts=[layout],
-            steps=[int(state["step"].item())],
-            group=group,
-            lr=lr,
-            momentum=self._averaging(group),
+    def _controls_of(self, member: Member) -> list[SizeControl]:
+        group, parameter = self.param_groups[member[0]], member[2]
+        layout = self._place(parameter, group).layout
+        return [control for control in self.controls if control.claims(parameter, layout, group)]
+
+    def _size(self, bucket: Bucket) -> list[dict[str, Tensor]]:
+        """Let the controls change the steps from the old values, which stand for gradients, to the present ones."""
+        bucket.advance()
+        parameters = [local(parameter) for parameter in bucket.parameters]
+        dtype, lr = norms.compute_dtype(parameters[0]), float(bucket.group["lr"])
+        weights = [old.to(dtype) for old in bucket.gradients]
+        targets = [parameter.to(dtype) for parameter in parameters]
+        steps = [(weight - target) / lr for weight, target in zip(weights, targets, strict=True)]
+
+        def write(move: Move) -> None:
+            for weight, target, update, size in zip(
+                weights, targets, move.update.numerators, move.step_sizes, strict=True
+            ):
+                # A step that is left alone is the wrapped optimizer's own to the last bit.
+                whole = torch.as_tensor(size == lr, device=weight.device)
+                weight.copy_(torch.where(whole, target, weight - size * update))
+
+        reports = make_move(
+            bucket,
+            weights,
+            Update(steps, None, [1.0] * len(steps), [], [], []),
+            group={**bucket.group, "lr": lr},
+            counts=bucket.counts,
+            momentum=self._averaging(bucket.group),
+            decay=0.0,
+            write=write,
         )
-        for control in controls:
-            control(move)
-        size = move.step_sizes[0]
-        if isinstance(size, Tensor):
-            sized = weight - size * move.update.numerators[0]
-            move.weights[0] = torch.where(size == lr, target, sized)
-        else:
-            move.weights[0] = target
-        for control in controls:
-            control.restore(move)
-        parameter.copy_(move.weights[0])
-        return move.reports[0]
+        for parameter, weight in zip(parameters, weights, strict=True):
+            parameter.copy_(weight)
+        return reports
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of both; entries of the wrapped optimizer begin with "inner."."""
@@ -216,6 +226,6 @@ class WrappedOptimizer(ControlledOptimizer):
         self.param_groups = groups
 
 
-def _restore(members: list[Member], before: list[Tensor]) -> None:
-    for (_, _, parameter), old in zip(members, before, strict=True):
+def _restore(parameters: list[Tensor], before: list[Tensor]) -> None:
+    for parameter, old in zip(parameters, before, strict=True):
         parameter.copy_(old)

@@ -1,0 +1,145 @@
+"""Parameters that are stepped together, and the step through direction, size controls and write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from warmfree.optim.apply import apply_move
+from warmfree.optim.control import SizeControl
+from warmfree.optim.directions import Direction
+from warmfree.optim.move import Layout, Move, Number, Part, Update
+from warmfree.optim.sharding import Peers, local_state
+
+# A parameter with a gradient: index of its group, its index in the group, the parameter.
+Member = tuple[int, int, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How a parameter is read as a matrix, what of it is here, who has the rest, and how that can be compared."""
+
+    layout: Layout
+    part: Part
+    peers: Peers
+    signature: tuple[Any, ...] | None
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Parameters of one group, alike in all but shape.
+
+    Attributes:
+        group_index: index of their group.
+        group: its options.
+        controls: the size controls that act on them.
+        peers: who holds the other parts.
+        counts: their counters in this step, which they have in common.
+        indices: places in the group.
+        parameters: the parameters as the optimizer got them.
+        gradients: local parts of their gradients.
+        layouts: how they are read.
+        parts: what of them is here.
+        states: their state, local parts.
+    """
+
+    group_index: int
+    group: dict[str, Any]
+    controls: tuple[SizeControl, ...]
+    peers: Peers
+    counts: dict[str, int]
+    indices: list[int] = field(default_factory=list)
+    parameters: list[Tensor] = field(default_factory=list)
+    gradients: list[Tensor] = field(default_factory=list)
+    layouts: list[Layout] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self, index: int, parameter: Tensor, gradient: Tensor, place: Place, state: dict[str, Any]
+    ) -> None:
+        """Add a parameter."""
+        self.indices.append(index)
+        self.parameters.append(parameter)
+        self.gradients.append(gradient)
+        self.layouts.append(place.layout)
+        self.parts.append(place.part)
+        self.states.append(local_state(state))
+
+    @property
+    def fresh(self) -> frozenset[str]:
+        """Counters that are 1 in this step."""
+        return frozenset(name for name, count in self.counts.items() if count == 1)
+
+    def advance(self) -> None:
+        """Write this step's counters to the states."""
+        for state in self.states:
+            for name, count in self.counts.items():
+                state[name].fill_(count)
+
+
+def propose(
+    direction: Direction, bucket: Bucket, gradients: list[Tensor], *, group: Mapping[str, Any], step: Number
+) -> Update:
+    """Let the direction make the updates of a bucket, and change its buffers."""
+    buffers = {name: [state[name] for state in bucket.states] for name in direction.buffer_names}
+    return direction(gradients, buffers, steps=[step] * len(gradients), group=group)
+
+
+def make_move(
+    bucket: Bucket,
+    weights: list[Tensor],
+    update: Update,
+    *,
+    group: Mapping[str, Any],
+    counts: Mapping[str, Number],
+    momentum: Number,
+    decay: Number,
+    write: Callable[[Move], None] = apply_move,
+    report_norms: bool = False,
+) -> list[dict[str, Tensor]]:
+    """Size the updates of a bucket, write them to the weights, and return what was measured on the way."""
+    move = Move(
+        weights=weights,
+        update=update,
+        step_sizes=[group["lr"]] * len(weights),
+        decays=[decay] * len(weights),
+        states=bucket.states,
+        layouts=bucket.layouts,
+        parts=bucket.parts,
+        peers=bucket.peers,
+        counts=counts,
+        fresh=bucket.fresh,
+        group=group,
+        lr=group["lr"],
+        still=float(bucket.group["lr"]) == 0,
+        momentum=momentum,
+    )
+    if report_norms:
+        _note_norms(move)
+    for control in bucket.controls:
+        control(move)
+    write(move)
+    for control in bucket.controls:
+        control.restore(move)
+    return move.reports
+
+
+def _note_norms(move: Move) -> None:
+    """Note norms of updates and weights, over all processes."""
+    updates = [
+        move.update.dense(index) / correction for index, correction in enumerate(move.update.corrections)
+    ]
+    squares = [
+        torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) ** 2
+        for tensor in (*updates, *move.weights)
+    ]
+    sizes = [square.sqrt() for square in move.peers.add(squares)]
+    for index, part in enumerate(move.parts):
+        update, count = sizes[index], part.rows * part.fan_in
+        norm = sizes[len(updates) + index]
+        move.note(index, update_norm=update, update_rms=update / count**0.5, weight_norm=norm)
