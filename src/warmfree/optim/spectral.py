@@ -82,7 +82,7 @@ class SpectralBound:
         updates, steps = [], []
         for index, step in enumerate(move.step_sizes):
             update = move.update.dense(index) / move.update.corrections[index]
-            if isinstance(step, Tensor) and step.numel() > 1:  # a step per neuron is part of what is bounded
+            if isinstance(step, Tensor) and step.ndim:  # a step per neuron is part of what is bounded
                 update, step = update * step, 1.0
             updates.append(update)
             steps.append(step)

@@ -1,36 +1,103 @@
-// One step of Adam or Lion in one pass over memory: plain, rotating every row, or under a spectral bound.
+// Steps of Adam and Lion on float32 on the CPU, each in as few passes over memory as it can be made in.
 #include <torch/csrc/utils/pybind.h>
 
+#include "angular.h"
 #include "rows.h"
 #include "spectral.h"
 
 namespace warmfree {
 
+struct LionScalars {
+  LionScalars(double momentum, bool nesterov_, bool maximize)
+      : lerp(1.0 - momentum), nesterov(nesterov_), sign(maximize ? -1.0f : 1.0f) {}
+
+  // sign(c), after the momentum has taken in the gradient.
+  template <class Count>
+  WARMFREE_INLINE Lanes update(float* m, const float* g, Count count) const {
+    const Lanes gj = sign * load(g, count), mj = lerp(load(m, count), gj);
+    store(m, mj, count);
+    const Lanes c = nesterov ? lerp(mj, gj) : mj, one = Lanes{} + 1.0f;
+    return choose(c > 0.0f, one, choose(c < 0.0f, -one, Lanes{}));
+  }
+
+  Lerp lerp;
+  bool nesterov;
+  float sign;
+};
+
+// Size of Lion's update, see directions.py: sqrt((1 - b)/(1 + b)).
+double equilibrium_rms(double momentum) { return std::sqrt((1.0 - momentum) / (1.0 + momentum)); }
+
 void adam(const Tensors& params, const Tensors& grads, const Tensors& averages, const Tensors& squares, double lr,
           double weight_decay, double beta1, double beta2, double eps, const Numbers& corrections,
           const Numbers& roots, bool maximize) {
   Pool pool;
-  const auto runs = cut(params, std::vector<int64_t>(params.size(), 16), pool.parts());
+  const auto runs = cut(params, std::vector<int64_t>(params.size(), kLanes), pool.parts());
   const float decay = static_cast<float>(1.0 - lr * weight_decay);
   pool.run([&](int64_t part) {
     for (const Span& span : runs[part]) {
       const int64_t i = span.tensor;
       const AdamScalars s(beta1, beta2, eps, roots[i], maximize);
       const float amount = static_cast<float>(-(lr / corrections[i]));
-      float* __restrict w = floats(params[i]);
-      const float* __restrict g = floats(grads[i]);
-      float* __restrict m = floats(averages[i]);
-      float* __restrict v = floats(squares[i]);
-#pragma omp simd
-      for (int64_t j = span.begin; j < span.end; ++j) {
-        const float gj = s.sign * g[j];
-        const float mj = s.lerp(m[j], gj);
-        const float vj = s.keep * v[j] + s.add * (gj * gj);
-        m[j] = mj;
-        v[j] = vj;
-        w[j] = w[j] * decay + amount * mj / s.denominator(vj);
-      }
+      float *w = floats(params[i]), *m = floats(averages[i]), *v = floats(squares[i]);
+      const float* g = floats(grads[i]);
+      each(span.begin, span.end, [&](int64_t j, auto count) {
+        const Lanes u = s.update(m + j, v + j, g + j, count);
+        store(w + j, load(w + j, count) * decay + amount * u, count);
+      });
     }
+  });
+}
+
+void lion(const Tensors& params, const Tensors& grads, const Tensors& averages, double lr, double weight_decay,
+          double momentum, bool nesterov, bool maximize) {
+  Pool pool;
+  const auto runs = cut(params, std::vector<int64_t>(params.size(), kLanes), pool.parts());
+  const float decay = static_cast<float>(1.0 - lr * weight_decay);
+  const float amount = static_cast<float>(-lr * equilibrium_rms(momentum));
+  const LionScalars s(momentum, nesterov, maximize);
+  pool.run([&](int64_t part) {
+    for (const Span& span : runs[part]) {
+      float *w = floats(params[span.tensor]), *m = floats(averages[span.tensor]);
+      const float* g = floats(grads[span.tensor]);
+      each(span.begin, span.end, [&](int64_t j, auto count) {
+        const Lanes u = s.update(m + j, g + j, count);
+        store(w + j, load(w + j, count) * decay + amount * u, count);
+      });
+    }
+  });
+}
+
+at::Tensor adam_angular(const Tensors& params, const Tensors& grads, const Tensors& averages, const Tensors& squares,
+                        const Tensors& kept_norms, const Tensors& update_norm_sqs, double lr, const Numbers& angles,
+                        double beta1, double beta2, double eps, const Numbers& corrections, const Numbers& roots,
+                        double update_norm_decay, const Numbers& average_corrections, double rotational_eps,
+                        bool maximize) {
+  const Turning options{lr, update_norm_decay, rotational_eps};
+  return turn(params, [&](int64_t i, int64_t at, int64_t cols, float* room) {
+    const AdamScalars s(beta1, beta2, eps, roots[i], maximize);
+    const float scale = static_cast<float>(1.0 / corrections[i]);
+    float *m = floats(averages[i]) + at, *v = floats(squares[i]) + at;
+    const float* g = floats(grads[i]) + at;
+    return turn_row(floats(params[i]) + at, room, cols, floats(kept_norms[i]) + at / cols,
+                    floats(update_norm_sqs[i]) + at / cols, options, angles[i], average_corrections[i],
+                    [&](int64_t j, auto count) { return scale * s.update(m + j, v + j, g + j, count); });
+  });
+}
+
+at::Tensor lion_angular(const Tensors& params, const Tensors& grads, const Tensors& averages,
+                        const Tensors& kept_norms, const Tensors& update_norm_sqs, double lr, const Numbers& angles,
+                        double momentum, bool nesterov, double update_norm_decay, const Numbers& average_corrections,
+                        double rotational_eps, bool maximize) {
+  const Turning options{lr, update_norm_decay, rotational_eps};
+  const LionScalars s(momentum, nesterov, maximize);
+  const float scale = static_cast<float>(equilibrium_rms(momentum));
+  return turn(params, [&](int64_t i, int64_t at, int64_t cols, float* room) {
+    float* m = floats(averages[i]) + at;
+    const float* g = floats(grads[i]) + at;
+    return turn_row(floats(params[i]) + at, room, cols, floats(kept_norms[i]) + at / cols,
+                    floats(update_norm_sqs[i]) + at / cols, options, angles[i], average_corrections[i],
+                    [&](int64_t j, auto count) { return scale * s.update(m + j, g + j, count); });
   });
 }
 
@@ -39,5 +106,8 @@ void adam(const Tensors& params, const Tensors& grads, const Tensors& averages, 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   using release = pybind11::call_guard<pybind11::gil_scoped_release>;
   module.def("adam", &warmfree::adam, release());
+  module.def("lion", &warmfree::lion, release());
   module.def("adam_spectral", &warmfree::adam_spectral, release());
+  module.def("adam_angular", &warmfree::adam_angular, release());
+  module.def("lion_angular", &warmfree::lion_angular, release());
 }

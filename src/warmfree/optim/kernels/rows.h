@@ -8,7 +8,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #if defined(__AVX512F__)
@@ -68,31 +70,103 @@ inline float* scratch(int64_t count) {
 
 inline int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
 
+#define WARMFREE_INLINE inline __attribute__((always_inline))
+
+// Sixteen numbers, a vector type of GCC and Clang: one register or several, as the machine has them. Written out since
+// loops of this length with sums in them are not vectorized reliably.
+typedef float Lanes __attribute__((vector_size(64)));
+typedef std::int32_t Mask __attribute__((vector_size(64)));
+constexpr int64_t kLanes = 16;
+using Full = std::integral_constant<int64_t, kLanes>;
+
+WARMFREE_INLINE Lanes load(const float* from, Full) {
+  Lanes x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
+}
+
+WARMFREE_INLINE Lanes load(const float* from, int64_t count) {
+  Lanes x{};
+  std::memcpy(&x, from, count * sizeof(float));
+  return x;
+}
+
+WARMFREE_INLINE void store(float* to, Lanes x, int64_t count) { std::memcpy(to, &x, count * sizeof(float)); }
+WARMFREE_INLINE void store(float* to, Lanes x, Full) { std::memcpy(to, &x, sizeof(x)); }
+
+WARMFREE_INLINE Lanes root(Lanes x) {
+#if defined(__AVX512F__)
+  return (Lanes)_mm512_sqrt_ps((__m512)x);
+#else
+  for (int k = 0; k < kLanes; ++k) x[k] = std::sqrt(x[k]);
+  return x;
+#endif
+}
+
+// Asks for what a stream of rows comes to in a while: the hardware does so within a page, and stops at the sums.
+constexpr int64_t kAhead = 512;
+WARMFREE_INLINE void fetch(const float* from) { __builtin_prefetch(from + kAhead); }
+WARMFREE_INLINE void fetch_to_write(const float* from) { __builtin_prefetch(from + kAhead, 1); }
+
+WARMFREE_INLINE Lanes choose(Mask where, Lanes yes, Lanes no) {
+  return (Lanes)((where & (Mask)yes) | (~where & (Mask)no));
+}
+
+WARMFREE_INLINE float total(Lanes x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int k = 0; k < width; ++k) x[k] += x[k + width];
+  }
+  return x[0];
+#endif
+}
+
+// f(j, count) for every sixteen numbers from begin to end; the last of them may be fewer, and read as zeros.
+template <class F>
+WARMFREE_INLINE void each(int64_t begin, int64_t end, F&& f) {
+  int64_t j = begin;
+  for (; j + kLanes <= end; j += kLanes) f(j, Full{});
+  if (j < end) f(j, end - j);
+}
+
 // x + rate * (y - x) as torch's lerp computes it: from the end that is nearer.
 struct Lerp {
   explicit Lerp(double amount)
-      : from_start(amount < 0.5),
-        rate(static_cast<float>(from_start ? amount : 1.0 - amount)) {}
+      : from_start(amount < 0.5), rate(static_cast<float>(from_start ? amount : 1.0 - amount)) {}
 
-  float operator()(float x, float y) const { return from_start ? x + rate * (y - x) : y - rate * (y - x); }
+  WARMFREE_INLINE Lanes operator()(Lanes x, Lanes y) const {
+    return from_start ? x + rate * (y - x) : y - rate * (y - x);
+  }
 
   bool from_start;
   float rate;
 };
 
 struct AdamScalars {
-  AdamScalars(double beta1, double beta2, double eps_, double root, bool maximize)
+  AdamScalars(double beta1, double beta2, double eps_, double bias_root, bool maximize)
       : lerp(1.0 - beta1),
         keep(static_cast<float>(beta2)),
         add(static_cast<float>(1.0 - beta2)),
-        inverse_root(static_cast<float>(1.0 / root)),
+        inverse_root(static_cast<float>(1.0 / bias_root)),
         eps(static_cast<float>(eps_)),
         sign(maximize ? -1.0f : 1.0f) {}
 
-  // sqrt(v)/root + eps; where that is 0 (no gradient has come) infinity, so that there is no update.
-  float denominator(float v) const {
-    const float d = std::sqrt(v) * inverse_root + eps;
-    return d == 0.0f ? std::numeric_limits<float>::infinity() : d;
+  // m/(sqrt(v)/root + eps); 0 where that is a division by 0, since no gradient has come.
+  WARMFREE_INLINE Lanes update(Lanes m, Lanes v) const {
+    const Lanes d = root(v) * inverse_root + eps;
+    return choose(d == 0.0f, Lanes{}, m / d);
+  }
+
+  // The same after the moments have taken in the gradient.
+  template <class Count>
+  WARMFREE_INLINE Lanes update(float* m, float* v, const float* g, Count count) const {
+    const Lanes gj = sign * load(g, count);
+    const Lanes mj = lerp(load(m, count), gj), vj = keep * load(v, count) + add * (gj * gj);
+    store(m, mj, count);
+    store(v, vj, count);
+    return update(mj, vj);
   }
 
   Lerp lerp;

@@ -7,13 +7,17 @@ namespace warmfree {
 
 // Rows taken together, so that a sum over rows is loaded and stored once for all of them.
 constexpr int64_t kRows = 4;
+// One start for W, three for U.
+constexpr int64_t kStarts = 4;
 // Matrices below this many numbers are stepped one by a thread; larger ones by all threads together.
 constexpr int64_t kSmall = 1 << 16;
 // After one power iteration the estimate of sigma_1(U) is low by a factor of up to about 3 for a new direction in
 // noise at width 768. Where even this many times the estimate is allowed, no better one is needed.
-constexpr double kMargin = 8.0;
+constexpr double kMargin = 4.0;
 // A factor that a last iteration would change by less than this stays: no pass over memory to correct it.
 constexpr double kAgree = 2e-3;
+// How far the write, which goes from the last row to the first, asks ahead, less what `fetch` adds.
+constexpr int64_t kBack = 6144;
 
 struct Options {
   double lr, weight_decay, tau, floor_unit;
@@ -35,85 +39,76 @@ struct Section {
   double sigma_weight = 0, sigma_update = 0, factor = 1;
 };
 
-// y += <u, x>
-inline float dot(const float* __restrict u, const float* __restrict x, int64_t cols) {
-  float y = 0;
-#pragma omp simd reduction(+ : y)
-  for (int64_t j = 0; j < cols; ++j) y += u[j] * x[j];
-  return y;
-}
-
 // Moments of a row, its update u, and what W's start x0 and U's starts x1 to x3 are mapped to.
-inline void first_row(const AdamScalars a, const float* __restrict w, const float* __restrict g, float* __restrict m,
-                      float* __restrict v, float* __restrict u, const float* __restrict x0,
-                      const float* __restrict x1, const float* __restrict x2, const float* __restrict x3,
-                      int64_t cols, float* const* y) {
-  float y0 = 0, y1 = 0, y2 = 0, y3 = 0;
-#pragma omp simd reduction(+ : y0, y1, y2, y3)
-  for (int64_t j = 0; j < cols; ++j) {
-    const float gj = a.sign * g[j];
-    const float mj = a.lerp(m[j], gj);
-    const float vj = a.keep * v[j] + a.add * (gj * gj);
-    m[j] = mj;
-    v[j] = vj;
-    const float uj = mj / a.denominator(vj);
-    u[j] = uj;
-    y0 += w[j] * x0[j];
-    y1 += uj * x1[j];
-    y2 += uj * x2[j];
-    y3 += uj * x3[j];
-  }
-  *y[0] = y0;
-  *y[1] = y1;
-  *y[2] = y2;
-  *y[3] = y3;
+inline void first_row(const AdamScalars& a, const float* w, const float* g, float* m, float* v, float* u,
+                      const float* x, int64_t stride, int64_t cols, float* y) {
+  Lanes y0{}, y1{}, y2{}, y3{};
+  each(0, cols, [&](int64_t j, auto count) {
+    fetch_to_write(m + j);
+    fetch_to_write(v + j);
+    fetch(g + j);
+    fetch(w + j);
+    const Lanes uj = a.update(m + j, v + j, g + j, count);
+    store(u + j, uj, count);
+    y0 += load(w + j, count) * load(x + j, count);
+    y1 += uj * load(x + stride + j, count);
+    y2 += uj * load(x + 2 * stride + j, count);
+    y3 += uj * load(x + 3 * stride + j, count);
+  });
+  y[0] = total(y0);
+  y[1] = total(y1);
+  y[2] = total(y2);
+  y[3] = total(y3);
 }
 
 // The same for a row whose moments are made, W's start x0, and U's starts x1 and x2.
-inline void later_row(const AdamScalars a, const float* __restrict w, const float* __restrict m,
-                      const float* __restrict v, float* __restrict u, const float* __restrict x0,
-                      const float* __restrict x1, const float* __restrict x2, int64_t cols, float* const* y) {
-  float y0 = 0, y1 = 0, y2 = 0;
-#pragma omp simd reduction(+ : y0, y1, y2)
-  for (int64_t j = 0; j < cols; ++j) {
-    const float uj = m[j] / a.denominator(v[j]);
-    u[j] = uj;
-    y0 += w[j] * x0[j];
-    y1 += uj * x1[j];
-    y2 += uj * x2[j];
-  }
-  *y[0] = y0;
-  *y[1] = y1;
-  *y[2] = y2;
+inline void later_row(const AdamScalars& a, const float* w, const float* m, const float* v, float* u, const float* x,
+                      int64_t stride, int64_t cols, float* y) {
+  Lanes y0{}, y1{}, y2{};
+  each(0, cols, [&](int64_t j, auto count) {
+    const Lanes uj = a.update(load(m + j, count), load(v + j, count));
+    store(u + j, uj, count);
+    y0 += load(w + j, count) * load(x + j, count);
+    y1 += uj * load(x + stride + j, count);
+    y2 += uj * load(x + 2 * stride + j, count);
+  });
+  y[0] = total(y0);
+  y[1] = total(y1);
+  y[2] = total(y2);
 }
 
-inline void write_row(const AdamScalars a, float* __restrict w, const float* __restrict m, const float* __restrict v,
-                      float decay, float amount, int64_t cols) {
-#pragma omp simd
-  for (int64_t j = 0; j < cols; ++j) w[j] = w[j] * decay + amount * m[j] / a.denominator(v[j]);
+inline void write_row(const AdamScalars& a, float* w, const float* m, const float* v, float decay, float amount,
+                      int64_t cols) {
+  each(0, cols, [&](int64_t j, auto count) {
+    fetch(m + j - kBack);
+    fetch(v + j - kBack);
+    fetch_to_write(w + j - kBack);
+    const Lanes u = a.update(load(m + j, count), load(v + j, count));
+    store(w + j, load(w + j, count) * decay + amount * u, count);
+  });
 }
 
-inline void subtract_row(float* __restrict w, const float* __restrict u, float decay, float amount, int64_t cols) {
-#pragma omp simd
-  for (int64_t j = 0; j < cols; ++j) w[j] = w[j] * decay + amount * u[j];
-}
-
-// z += sum over rows of y_r u_r
-inline void add_rows(float* __restrict z, const float* y, const float* __restrict u, int64_t stride, int64_t count,
-                     int64_t cols) {
-  if (count == kRows) {
-    const float y0 = y[0], y1 = y[1], y2 = y[2], y3 = y[3];
-    const float *__restrict u0 = u, *__restrict u1 = u + stride, *__restrict u2 = u1 + stride,
-                            *__restrict u3 = u2 + stride;
-#pragma omp simd
-    for (int64_t j = 0; j < cols; ++j) z[j] += (y0 * u0[j] + y1 * u1[j]) + (y2 * u2[j] + y3 * u3[j]);
-    return;
-  }
-  for (int64_t r = 0; r < count; ++r) {
-    const float yr = y[r];
-    const float* __restrict ur = u + r * stride;
-#pragma omp simd
-    for (int64_t j = 0; j < cols; ++j) z[j] += yr * ur[j];
+// z_k += sum over four rows of y_rk u_r for K starts, and if asked the write w = decay w + amount u.
+template <int K>
+inline void add_rows(float* z, int64_t z_stride, const float (*y)[kStarts], int first, const float* u, int64_t stride,
+                     int64_t rows, int64_t cols) {
+  for (int64_t r = 0; r < rows; r += kRows) {
+    Lanes weights[K][kRows];
+    for (int k = 0; k < K; ++k) {
+      for (int64_t q = 0; q < kRows; ++q) weights[k][q] = Lanes{} + (r + q < rows ? y[r + q][first + k] : 0.0f);
+    }
+    const float* u0 = u + r * stride;
+    const float* u1 = r + 1 < rows ? u0 + stride : u0;
+    const float* u2 = r + 2 < rows ? u1 + stride : u0;
+    const float* u3 = r + 3 < rows ? u2 + stride : u0;
+    each(0, cols, [&](int64_t j, auto count) {
+      const Lanes a = load(u0 + j, count), b = load(u1 + j, count), c = load(u2 + j, count), d = load(u3 + j, count);
+      for (int k = 0; k < K; ++k) {
+        float* zk = z + k * z_stride + j;
+        const Lanes sum = (weights[k][0] * a + weights[k][1] * b) + (weights[k][2] * c + weights[k][3] * d);
+        store(zk, load(zk, count) + sum, count);
+      }
+    });
   }
 }
 
@@ -125,12 +120,6 @@ inline double norm(const float* x, int64_t count) {
 }
 
 inline bool usable(double sigma) { return sigma > 0 && std::isfinite(sigma); }
-
-// Sums over rows of y_r a_r and of y_r^2 for one start x, in every part.
-struct Sums {
-  float* z;
-  double squares;
-};
 
 // Power iterations of one section's weight and update, and the step.
 class Bounded {
@@ -145,20 +134,21 @@ class Bounded {
 
   template <class Run>
   void step(const Run& run) {
+    // What is written with a factor that turns out wrong is corrected from the written weights. That needs steps
+    // that are small against them: elements of Adam's update are of order 1.
+    const bool reversible = o_.tau <= 1.0 && o_.lr <= o_.tau && o_.lr * o_.weight_decay < 0.5;
+    // The length of the stored update vector is the last step's sigma_1(U)/sigma_1(W): where the bound was far, the
+    // whole step is written in the first pass. A length of 1 is one that nobody has set.
+    const double last = norm(s_.update_vector, s_.cols);
+    const bool hopeful = reversible && std::abs(last - 1.0) > 1e-4 && o_.lr * last * kMargin <= o_.tau;
     begin();
-    run([&](int64_t part) { first(part); });
+    run([&](int64_t part) { hopeful ? first<true>(part) : first<false>(part); });
     finish(kStarts);
-    const double unit = o_.floor_unit * (std::sqrt(double(s_.rows)) + std::sqrt(double(s_.cols)));
+    if (hopeful && !near()) return end();
+    if (hopeful) run([&](int64_t part) { correct(part, 1.0, 0.0); });
+
     int64_t made = 1;
-    const auto near = [&] { return o_.lr * s_.sigma_update * kMargin > o_.tau * std::max(s_.sigma_weight, unit); };
-    const auto factor = [&] {
-      const double allowed = o_.tau * std::max(s_.sigma_weight, unit), wanted = o_.lr * s_.sigma_update;
-      return wanted > allowed ? allowed / wanted : 1.0;
-    };
-    bool iterate = made < o_.iterations && near();
-    // What is written with a factor that turns out wrong is corrected from the written weights, which needs a step
-    // that is small against them.
-    const bool reversible = o_.tau <= 1.0 && o_.lr * o_.weight_decay < 0.5;
+    const bool iterate = made < o_.iterations && near();
     for (; iterate && made < o_.iterations - (reversible ? 1 : 0); ++made) {
       run([&](int64_t part) { later<true, false>(part, 1.0); });
       finish(3);
@@ -166,21 +156,29 @@ class Bounded {
     s_.factor = factor();
     if (!iterate || !reversible) {
       run([&](int64_t part) { later<false, true>(part, s_.factor); });
-    } else {
-      run([&](int64_t part) { later<true, true>(part, s_.factor); });
-      const double old = s_.factor;
-      finish(3);
-      const double better = factor();
-      if (std::abs(better - old) > kAgree * better) {
-        run([&](int64_t part) { correct(part, old, better); });
-        s_.factor = better;
-      }
+      return end();
+    }
+    run([&](int64_t part) { later<true, true>(part, s_.factor); });
+    finish(3);
+    const double old = s_.factor, better = factor();
+    if (std::abs(better - old) > kAgree * better) {
+      run([&](int64_t part) { correct(part, old, better); });
+      s_.factor = better;
     }
     end();
   }
 
  private:
-  static constexpr int64_t kStarts = 4;
+  double weight_size() const {
+    return std::max(s_.sigma_weight, o_.floor_unit * (std::sqrt(double(s_.rows)) + std::sqrt(double(s_.cols))));
+  }
+
+  bool near() const { return o_.lr * s_.sigma_update * kMargin > o_.tau * weight_size(); }
+
+  double factor() const {
+    const double allowed = o_.tau * weight_size(), wanted = o_.lr * s_.sigma_update;
+    return wanted > allowed ? allowed / wanted : 1.0;
+  }
 
   float* start(int64_t k) { return space_ + k * pad_; }
   float* sum(int64_t part, int64_t k) { return space_ + (kStarts + part * (kStarts + kRows) + k) * pad_; }
@@ -203,29 +201,39 @@ class Bounded {
     std::fill(&squares_[part * kStarts], &squares_[part * kStarts] + kStarts, 0.0);
   }
 
-  void count(int64_t part, int64_t k, const float* y, int64_t rows) {
-    double sum = 0;
-    for (int64_t r = 0; r < rows; ++r) sum += static_cast<double>(y[r]) * y[r];
-    squares_[part * kStarts + k] += sum;
+  void count(int64_t part, const float (*y)[kStarts], int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t k = 0; k < kStarts; ++k) squares_[part * kStarts + k] += static_cast<double>(y[r][k]) * y[r][k];
+    }
   }
 
-  // Moments, and one iteration of W from one start and of U from three.
+  // Moments, one iteration of W from one start and of U from three, and if asked the whole step.
+  template <bool Write>
   void first(int64_t part) {
     clear(part, kStarts);
     const int64_t cols = s_.cols, end = s_.rows * (part + 1) / parts_;
     const AdamScalars a = s_.adam;
-    const float *x0 = start(0), *x1 = start(1), *x2 = start(2), *x3 = start(3);
     for (int64_t i = s_.rows * part / parts_; i < end; i += kRows) {
       const int64_t here = std::min(kRows, end - i);
-      float y[kStarts][kRows];
+      float y[kRows][kStarts];
       for (int64_t r = 0; r < here; ++r) {
         const int64_t at = (i + r) * cols;
-        float* images[kStarts] = {&y[0][r], &y[1][r], &y[2][r], &y[3][r]};
-        first_row(a, s_.w + at, s_.g + at, s_.m + at, s_.v + at, rows(part) + r * pad_, x0, x1, x2, x3, cols, images);
+        first_row(a, s_.w + at, s_.g + at, s_.m + at, s_.v + at, rows(part) + r * pad_, start(0), pad_, cols, y[r]);
       }
-      add_rows(sum(part, 0), y[0], s_.w + i * cols, cols, here, cols);
-      for (int64_t k = 1; k < kStarts; ++k) add_rows(sum(part, k), y[k], rows(part), pad_, here, cols);
-      for (int64_t k = 0; k < kStarts; ++k) count(part, k, y[k], here);
+      add_rows<1>(sum(part, 0), pad_, y, 0, s_.w + i * cols, cols, here, cols);
+      add_rows<3>(sum(part, 1), pad_, y, 1, rows(part), pad_, here, cols);
+      count(part, y, here);
+      if (Write) write_rows(part, i, here, 1.0);
+    }
+  }
+
+  void write_rows(int64_t part, int64_t row, int64_t count, double factor) {
+    const float decay = static_cast<float>(1.0 - o_.lr * factor * o_.weight_decay);
+    const float amount = static_cast<float>(-(o_.lr * factor / s_.correction));
+    for (int64_t r = 0; r < count; ++r) {
+      float* w = s_.w + (row + r) * s_.cols;
+      const float* u = rows(part) + r * pad_;
+      each(0, s_.cols, [&](int64_t j, auto n) { store(w + j, load(w + j, n) * decay + amount * load(u + j, n), n); });
     }
   }
 
@@ -236,30 +244,23 @@ class Bounded {
     if (Iterate) clear(part, 3);
     const int64_t cols = s_.cols, begin = s_.rows * part / parts_, end = s_.rows * (part + 1) / parts_;
     const AdamScalars a = s_.adam;
-    const float *x0 = start(0), *x1 = start(1), *x2 = start(2);
     const float decay = static_cast<float>(1.0 - o_.lr * factor * o_.weight_decay);
     const float amount = static_cast<float>(-(o_.lr * factor / s_.correction));
     for (int64_t i = begin + (end - begin - 1) / kRows * kRows; i >= begin; i -= kRows) {
       const int64_t here = std::min(kRows, end - i);
-      float y[3][kRows];
+      if (!Iterate) {
+        write_row(a, s_.w + i * cols, s_.m + i * cols, s_.v + i * cols, decay, amount, here * cols);
+        continue;
+      }
+      float y[kRows][kStarts] = {};
       for (int64_t r = 0; r < here; ++r) {
         const int64_t at = (i + r) * cols;
-        if (Iterate) {
-          float* images[3] = {&y[0][r], &y[1][r], &y[2][r]};
-          later_row(a, s_.w + at, s_.m + at, s_.v + at, rows(part) + r * pad_, x0, x1, x2, cols, images);
-        } else {
-          write_row(a, s_.w + at, s_.m + at, s_.v + at, decay, amount, cols);
-        }
+        later_row(a, s_.w + at, s_.m + at, s_.v + at, rows(part) + r * pad_, start(0), pad_, cols, y[r]);
       }
-      if (!Iterate) continue;
-      add_rows(sum(part, 0), y[0], s_.w + i * cols, cols, here, cols);
-      add_rows(sum(part, 1), y[1], rows(part), pad_, here, cols);
-      add_rows(sum(part, 2), y[2], rows(part), pad_, here, cols);
-      for (int64_t k = 0; k < 3; ++k) count(part, k, y[k], here);
-      if (!Write) continue;
-      for (int64_t r = 0; r < here; ++r) {
-        subtract_row(s_.w + (i + r) * cols, rows(part) + r * pad_, decay, amount, cols);
-      }
+      add_rows<1>(sum(part, 0), pad_, y, 0, s_.w + i * cols, cols, here, cols);
+      add_rows<2>(sum(part, 1), pad_, y, 1, rows(part), pad_, here, cols);
+      count(part, y, here);
+      if (Write) write_rows(part, i, here, factor);
     }
   }
 
@@ -308,7 +309,10 @@ class Bounded {
 
   void end() {
     if (seen_weight_) std::copy(start(0), start(0) + s_.cols, s_.weight_vector);
-    if (seen_update_) std::copy(start(1), start(1) + s_.cols, s_.update_vector);
+    if (!seen_update_) return;
+    const double size = weight_size(), length = size > 0 ? s_.sigma_update / size : 1.0;
+    const float scale = static_cast<float>(std::clamp(length, 1e-6, 1e6));
+    for (int64_t j = 0; j < s_.cols; ++j) s_.update_vector[j] = scale * start(1)[j];
   }
 
   Section& s_;
