@@ -6,8 +6,8 @@ import socket
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional as F  # noqa: N812 (its usual name)
 
 from warmfree import AdamW2, GIAdamW, LionA, LionAR, RotationalAdamW, SizedOptimizer
 from warmfree.optim import Adam, AngularControl, NoiseControl, SpectralBound
@@ -41,7 +41,9 @@ class Block(nn.Module):
 
     def forward(self, x):
         normed = self.norm(x)
-        heads = [layer(normed).unflatten(-1, (-1, WIDTH // HEADS)) for layer in (self.query, self.key, self.value)]
+        heads = [
+            layer(normed).unflatten(-1, (-1, WIDTH // HEADS)) for layer in (self.query, self.key, self.value)
+        ]
         query, key, value = (head.transpose(1, 2) for head in heads)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).flatten(2))
@@ -129,7 +131,9 @@ def whole(model):
     full = {}
     for name, parameter in model.named_parameters():
         value = parameter.detach()
-        full[name.removeprefix("module.")] = (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
+        full[name.removeprefix("module.")] = (
+            value.full_tensor() if hasattr(value, "full_tensor") else value
+        ).clone()
     return full
 
 

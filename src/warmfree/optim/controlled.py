@@ -62,10 +62,10 @@ class ControlledOptimizer(Optimizer):
                     f"controls must be of different kinds: {type(control).__name__} sets {again} again"
                 )
             defaults.update(control.options())
-        if defaults.get("peak_lr", 0) is None:
-            defaults["peak_lr"] = float(defaults["lr"]) or None
         defaults.update(ROUTING_OPTIONS)
         self._validate(defaults)
+        if defaults.get("peak_lr", 0) is None:
+            defaults["peak_lr"] = float(defaults["lr"]) or None
         super().__init__(params, defaults)
         for control in self.controls:
             control.check_groups(self.param_groups)
@@ -269,12 +269,30 @@ class ControlledOptimizer(Optimizer):
             ValueError: entries are missing, have other shapes or belong to another optimizer, or an option is out of
                 range; nothing was changed.
         """
-        check_state_dict(self, state_dict)
-        for group in state_dict["param_groups"]:
-            self._validate(group)
-        dtypes = state_dtypes(self)
-        super().load_state_dict(state_dict)
-        restore_dtypes(self, state_dict, dtypes)
+        if not isinstance(state_dict, dict):
+            check_state_dict(self, state_dict)
+        dtypes, final = state_dtypes(self), list[dict[str, Any]]()
+
+        def check(
+            _: Optimizer, hooked: dict[str, Any]
+        ) -> None:  # the last of the hooks before: sees what they made of it
+            check_state_dict(self, hooked)
+            for group in hooked["param_groups"]:
+                self._validate(group)
+            final.append(hooked)
+
+        def restore(_: Optimizer) -> None:  # the first of the hooks after: they see the types that will stay
+            restore_dtypes(self, final[0], dtypes)
+
+        handles = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         carried = {name: getattr(self, name) for name in self._carried}
@@ -282,4 +300,7 @@ class ControlledOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._places, self._had_gradient = {}, False
+        there = "differentiable" in (state.get("defaults") or self.defaults)
         super().__setstate__(state)
+        if not there:  # torch adds an option that a state_dict would then have to have
+            del self.defaults["differentiable"]

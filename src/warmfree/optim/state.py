@@ -91,8 +91,9 @@ def _check_entries(expected: dict[str, Any], found: dict[str, Any], parameter: T
 def state_dtypes(optimizer: Optimizer) -> dict[Tensor, dict[str, torch.dtype]]:
     """Return the type of every state entry, for `restore_dtypes`."""
     return {
-        parameter: {name: value.dtype for name, value in entries.items()}
-        for parameter, entries in optimizer.state.items()
+        parameter: {name: value.dtype for name, value in optimizer.state[parameter].items()}
+        for group in optimizer.param_groups
+        for parameter in group["params"]
     }
 
 

@@ -188,6 +188,8 @@ class WrappedOptimizer(ControlledOptimizer):
                 _COUNT: torch.tensor(float(len(inner.get(key, {}))), device="cpu"),
                 **{f"{_INNER}{name}": value for name, value in inner.get(key, {}).items()},
             }
+            if isinstance(entries, dict)  # what hooks keep there beside the parameters' state is theirs
+            else entries
             for key, entries in packed["state"].items()
         }
         return packed
