@@ -25,7 +25,9 @@ from warmfree import AdamW2, LionA
 _NOT_OURS = "tests one optimizer of torch.optim, or a feature of it, not a law for all"
 _NO_COMPLEX = "complex parameters are refused with a TypeError (test_errors)"
 _NO_SPARSE = "sparse gradients are refused with a TypeError (test_errors)"
-_NO_FUSED = "there is no fused implementation; fused=True is refused (test_errors)"
+_NO_FUSED = (
+    "about torch's fused kernels; ours are for the CPU alone and held to the eager step in test_kernels"
+)
 _NO_DIFFERENTIABLE = "no step is differentiable; differentiable=True is refused (test_errors)"
 _ACCELERATOR = "needs an accelerator; the laws here run on the CPU"
 
@@ -110,7 +112,7 @@ EXCLUDED = {
     "test_fused_error_on_params_on_meta": _NO_FUSED,
     "test_fused_large_tensor": _NO_FUSED,
     "test_fused_does_not_step_if_foundinf": _NO_FUSED,
-    "test_cpu_load_state_dict": "for fused and capturable only, which are refused (test_errors)",
+    "test_cpu_load_state_dict": "for fused and capturable state on an accelerator, which we have not",
     "test_load_nontensor_step": "no version has saved `step` as a number; what is no tensor is refused as corrupt",
     "test_state_dict_with_cuda_params": _ACCELERATOR,
     "test_state_dict_cross_device": _ACCELERATOR,

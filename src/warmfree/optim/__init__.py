@@ -6,6 +6,7 @@ from warmfree.optim.control import NonFiniteGradientError, SizeControl
 from warmfree.optim.directions import SGD, Adam, Lion
 from warmfree.optim.move import StepReport
 from warmfree.optim.noise import NoiseControl, representation_change_factor
+from warmfree.optim.precision import Precision
 from warmfree.optim.presets import AdamW2, GIAdamW, LionA, LionAR, RotationalAdamW
 from warmfree.optim.routing import parameter_groups
 from warmfree.optim.spectral import SpectralBound
@@ -22,6 +23,7 @@ __all__ = [
     "LionAR",
     "NoiseControl",
     "NonFiniteGradientError",
+    "Precision",
     "RotationalAdamW",
     "SizeControl",
     "SizedOptimizer",

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from warmfree.optim import norms
-from warmfree.optim.bucket import Bucket, Member, make_move, propose
+from warmfree.optim import compiled, norms
+from warmfree.optim.bucket import Bucket, Member, make_move
 from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
 from warmfree.optim.controlled import ControlledOptimizer
 from warmfree.optim.directions import SGD, Adam, Direction, Lion
 from warmfree.optim.move import Number
-from warmfree.optim.sharding import local, local_gradient, local_state
+from warmfree.optim.precision import Precision, round_stochastically, widened
+from warmfree.optim.sharding import local, local_gradient
 
 _DIRECTIONS: dict[str, Callable[[], Direction]] = {"adam": Adam, "lion": Lion, "sgd": SGD}
 
@@ -37,6 +38,12 @@ class SizedOptimizer(ControlledOptimizer):
         weight_decay: decoupled weight decay, multiplied by the learning rate; at least 0.
         maximize: go up instead of down.
         foreach: take the tensors of a group together (None: on anything but the CPU).
+        compile: make the step by torch.compile, one region for a bucket. Schedules, edits of a group and a resumed run
+            compile nothing anew. First steps, steps at lr 0, sharded parameters and a `precision` with rounding of its
+            own take the eager step.
+        fused: make the step by C++ kernels on the CPU, where they take it: float32, contiguous, the controls of the
+            named optimizers. Built at first use, which needs a C++ compiler and ninja (`pip install warmfree[fused]`).
+        precision: how weights and state narrower than float32 are kept; None: as said above.
         nonfinite: what to do on inf or NaN in a gradient: "skip" the whole step, "raise"
             NonFiniteGradientError, or "ignore" and save the check.
 
@@ -60,7 +67,7 @@ class SizedOptimizer(ControlledOptimizer):
         ['factor', 'sigma_update', 'sigma_weight', 'snr']
     """
 
-    _carried = (*ControlledOptimizer._carried, "direction", "report_norms")
+    _carried = (*ControlledOptimizer._carried, "direction", "report_norms", "precision")
 
     def __init__(
         self,
@@ -72,6 +79,9 @@ class SizedOptimizer(ControlledOptimizer):
         weight_decay: float = 0.0,
         maximize: bool = False,
         foreach: bool | None = None,
+        compile: bool = False,  # noqa: A002 (torch's word)
+        fused: bool = False,
+        precision: Precision | None = None,
         nonfinite: NonFinite = "skip",
     ) -> None:
         if isinstance(direction, str):
@@ -86,7 +96,10 @@ class SizedOptimizer(ControlledOptimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
             "foreach": foreach,
+            "compile": compile,
+            "fused": fused,
         }
+        self.precision = precision or Precision()
         super().__init__(params, defaults, controls, nonfinite=nonfinite)
 
     def _averaging(self, group: Mapping[str, Any]) -> Number:
@@ -100,10 +113,12 @@ class SizedOptimizer(ControlledOptimizer):
         state = super()._new_state(parameter, group)
         if self.direction.needs_first_gradient:
             state["started"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+        dtype = norms.compute_dtype(parameter)
+        kept = torch.bfloat16 if self.precision.bf16_moments and dtype == torch.float32 else dtype
         for name in self.direction.buffer_names:
-            state[name] = torch.zeros_like(
-                parameter, dtype=norms.compute_dtype(parameter), memory_format=torch.preserve_format
-            )
+            state[name] = torch.zeros_like(parameter, dtype=kept, memory_format=torch.preserve_format)
+        if self.precision.keeps_master(parameter):
+            state["master_weight"] = parameter.detach().to(dtype, copy=True)
         return state
 
     @torch.no_grad()
@@ -132,11 +147,12 @@ class SizedOptimizer(ControlledOptimizer):
             raise NonFiniteGradientError(
                 "non-finite gradient in prime(): call it with the gradients of a sound batch"
             )
-        for (_, _, parameter), gradient, size in zip(members, gradients, sizes, strict=True):
-            if size > 0:
-                self._start(
-                    [gradient.to(norms.compute_dtype(parameter))], [local_state(self.state[parameter])]
-                )
+        sound = [index for index, size in enumerate(sizes) if size > 0]
+        chosen = [members[index] for index in sound], [gradients[index] for index in sound]
+        for bucket in self._buckets(*chosen, together=False):
+            buffers = self._buffers(bucket)
+            self._start(bucket, bucket.wide_gradients(), buffers)
+            self._keep(bucket, buffers)
 
     def _make_step(
         self, members: list[Member], gradients: list[Tensor], values: dict[str, dict[str, Tensor]]
@@ -162,38 +178,68 @@ class SizedOptimizer(ControlledOptimizer):
         return False
 
     def _step_bucket(self, bucket: Bucket) -> list[dict[str, Tensor]]:
-        dtype = norms.compute_dtype(bucket.parameters[0])
+        if (
+            bucket.group["compile"]
+            and self.precision.plain
+            and compiled.takes(bucket)
+            and not self.report_norms
+        ):
+            bucket.advance()
+            return compiled.step(bucket, self.direction, self.defaults)
         group = {**bucket.group, "lr": float(bucket.group["lr"])}
-        gradients = [gradient.to(dtype) for gradient in bucket.gradients]
-        if group["maximize"]:
-            gradients = list(torch._foreach_neg(gradients))
-        self._start(gradients, bucket.states)
+        gradients, buffers = bucket.wide_gradients(), self._buffers(bucket)
+        self._start(bucket, gradients, buffers)
         bucket.advance()
         parameters = [local(parameter) for parameter in bucket.parameters]
-        weights = [parameter.to(dtype) for parameter in parameters]
+        weights = [
+            state.get("master_weight", parameter).to(gradient.dtype)
+            for state, parameter, gradient in zip(bucket.states, parameters, gradients, strict=True)
+        ]
+        step = bucket.counts["step"]
         reports = make_move(
             bucket,
             weights,
-            propose(self.direction, bucket, gradients, group=group, step=bucket.counts["step"]),
+            self.direction(gradients, buffers, steps=[step] * len(weights), group=group),
             group=group,
             counts=bucket.counts,
             momentum=self._averaging(group),
             decay=float(group["weight_decay"]),
+            still=group["lr"] == 0,
             report_norms=self.report_norms,
         )
-        for parameter, weight in zip(parameters, weights, strict=True):
-            if weight is not parameter:
-                parameter.copy_(weight)
+        self._keep(bucket, buffers)
+        for index, parameter, weight in zip(bucket.indices, parameters, weights, strict=True):
+            self.precision.write(parameter, weight, seed=_seed(bucket, index))
         return reports
 
-    def _start(self, gradients: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    def _buffers(self, bucket: Bucket) -> dict[str, list[Tensor]]:
+        """Return the direction's buffers, those that are kept in bfloat16 as float32 copies."""
+        names = self.direction.buffer_names
+        return {name: widened([state[name] for state in bucket.states]) for name in names}
+
+    def _keep(self, bucket: Bucket, buffers: dict[str, list[Tensor]]) -> None:
+        """Write copies of buffers back, rounded so that what changes by less than a bit still changes."""
+        for place, (name, tensors) in enumerate(buffers.items()):
+            for index, state, tensor in zip(bucket.indices, bucket.states, tensors, strict=True):
+                if tensor is not state[name]:
+                    seed = _seed(bucket, index) + place + 1
+                    state[name].copy_(round_stochastically(tensor, seed=seed))
+
+    def _start(self, bucket: Bucket, gradients: list[Tensor], buffers: dict[str, list[Tensor]]) -> None:
         """Let the direction see the first gradient of the parameters that have not started."""
         if not self.direction.needs_first_gradient:
             return
-        fresh = [index for index, state in enumerate(states) if state["started"] == 0]
+        fresh = [index for index, state in enumerate(bucket.states) if state["started"] == 0]
         if not fresh:
             return
-        buffers = {name: [states[index][name] for index in fresh] for name in self.direction.buffer_names}
-        self.direction.start([gradients[index] for index in fresh], buffers)
+        self.direction.start(
+            [gradients[index] for index in fresh],
+            {name: [tensors[index] for index in fresh] for name, tensors in buffers.items()},
+        )
         for index in fresh:
-            states[index]["started"].fill_(1.0)
+            bucket.states[index]["started"].fill_(1.0)
+
+
+def _seed(bucket: Bucket, index: int) -> int:
+    """Return a seed for the rounding of one parameter in one step, with room for its buffers'."""
+    return 8 * (bucket.counts["step"] + 1_000_003 * (index + 1009 * bucket.group_index))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from warmfree.optim.apply import apply_move
 from warmfree.optim.control import SizeControl
-from warmfree.optim.directions import Direction
 from warmfree.optim.move import Layout, Move, Number, Part, Update
+from warmfree.optim.norms import compute_dtype
 from warmfree.optim.sharding import Peers, local_state
 
 # A parameter with a gradient: index of its group, its index in the group, the parameter.
@@ -75,19 +75,16 @@ class Bucket:
         """Counters that are 1 in this step."""
         return frozenset(name for name, count in self.counts.items() if count == 1)
 
+    def wide_gradients(self) -> list[Tensor]:
+        """Return the gradients in the type that updates are computed in, their sign turned to go up if so asked."""
+        wide = [gradient.to(compute_dtype(gradient)) for gradient in self.gradients]
+        return list(torch._foreach_neg(wide)) if self.group.get("maximize") else wide
+
     def advance(self) -> None:
         """Write this step's counters to the states."""
         for state in self.states:
             for name, count in self.counts.items():
                 state[name].fill_(count)
-
-
-def propose(
-    direction: Direction, bucket: Bucket, gradients: list[Tensor], *, group: Mapping[str, Any], step: Number
-) -> Update:
-    """Let the direction make the updates of a bucket, and change its buffers."""
-    buffers = {name: [state[name] for state in bucket.states] for name in direction.buffer_names}
-    return direction(gradients, buffers, steps=[step] * len(gradients), group=group)
 
 
 def make_move(
@@ -99,6 +96,7 @@ def make_move(
     counts: Mapping[str, Number],
     momentum: Number,
     decay: Number,
+    still: bool,
     write: Callable[[Move], None] = apply_move,
     report_norms: bool = False,
 ) -> list[dict[str, Tensor]]:
@@ -116,7 +114,7 @@ def make_move(
         fresh=bucket.fresh,
         group=group,
         lr=group["lr"],
-        still=float(bucket.group["lr"]) == 0,
+        still=still,
         momentum=momentum,
     )
     if report_norms:

@@ -10,6 +10,7 @@ from warmfree.optim.angular import AngularControl
 from warmfree.optim.base import SizedOptimizer
 from warmfree.optim.control import NonFinite
 from warmfree.optim.directions import Adam, Lion
+from warmfree.optim.precision import Precision
 from warmfree.optim.spectral import SpectralBound
 
 
@@ -34,6 +35,8 @@ class AdamW2(SizedOptimizer):
         power_iterations: of weight and update each, a step, >= 1. The loss did not tell 1, 2 and 8 apart.
         maximize: go up instead of down.
         foreach: take the tensors of a group together (None: on anything but the CPU).
+        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
+        precision: how weights and state narrower than float32 are kept, see `Precision`.
         nonfinite: "skip", "raise" or "ignore" non-finite gradients.
 
     Raises:
@@ -63,6 +66,9 @@ class AdamW2(SizedOptimizer):
         power_iterations: int = 2,
         maximize: bool = False,
         foreach: bool | None = None,
+        compile: bool = False,  # noqa: A002 (torch's word)
+        fused: bool = False,
+        precision: Precision | None = None,
         nonfinite: NonFinite = "skip",
     ) -> None:
         super().__init__(
@@ -73,6 +79,9 @@ class AdamW2(SizedOptimizer):
             weight_decay=weight_decay,
             maximize=maximize,
             foreach=foreach,
+            compile=compile,
+            fused=fused,
+            precision=precision,
             nonfinite=nonfinite,
         )
 
@@ -94,6 +103,8 @@ class GIAdamW(SizedOptimizer):
         weight_decay: decoupled, >= 0.
         maximize: go up instead of down.
         foreach: take the tensors of a group together (None: on anything but the CPU).
+        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
+        precision: how weights and state narrower than float32 are kept, see `Precision`.
         nonfinite: "skip", "raise" or "ignore" non-finite gradients.
 
     Raises:
@@ -121,6 +132,9 @@ class GIAdamW(SizedOptimizer):
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        compile: bool = False,  # noqa: A002 (torch's word)
+        fused: bool = False,
+        precision: Precision | None = None,
         nonfinite: NonFinite = "skip",
     ) -> None:
         super().__init__(
@@ -130,6 +144,9 @@ class GIAdamW(SizedOptimizer):
             weight_decay=weight_decay,
             maximize=maximize,
             foreach=foreach,
+            compile=compile,
+            fused=fused,
+            precision=precision,
             nonfinite=nonfinite,
         )
 
@@ -151,6 +168,8 @@ class LionA(SizedOptimizer):
         nesterov: look one step ahead.
         maximize: go up instead of down.
         foreach: take the tensors of a group together (None: on anything but the CPU).
+        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
+        precision: how weights and state narrower than float32 are kept, see `Precision`.
         nonfinite: "skip", "raise" or "ignore" non-finite gradients.
 
     Raises:
@@ -178,6 +197,9 @@ class LionA(SizedOptimizer):
         nesterov: bool = True,
         maximize: bool = False,
         foreach: bool | None = None,
+        compile: bool = False,  # noqa: A002 (torch's word)
+        fused: bool = False,
+        precision: Precision | None = None,
         nonfinite: NonFinite = "skip",
     ) -> None:
         super().__init__(
@@ -187,6 +209,9 @@ class LionA(SizedOptimizer):
             weight_decay=weight_decay,
             maximize=maximize,
             foreach=foreach,
+            compile=compile,
+            fused=fused,
+            precision=precision,
             nonfinite=nonfinite,
         )
 
@@ -215,6 +240,8 @@ class LionAR(SizedOptimizer):
             is the peak's angle times lr/peak; the peak is the group's `peak_lr`, by default the lr given here.
         maximize: go up instead of down.
         foreach: take the tensors of a group together (None: on anything but the CPU).
+        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
+        precision: how weights and state narrower than float32 are kept, see `Precision`.
         nonfinite: "skip", "raise" or "ignore" non-finite gradients.
 
     Raises:
@@ -245,6 +272,9 @@ class LionAR(SizedOptimizer):
         angle_schedule: Literal["sqrt", "linear"] = "sqrt",
         maximize: bool = False,
         foreach: bool | None = None,
+        compile: bool = False,  # noqa: A002 (torch's word)
+        fused: bool = False,
+        precision: Precision | None = None,
         nonfinite: NonFinite = "skip",
     ) -> None:
         _require_weight_decay(type(self).__name__, weight_decay)
@@ -259,6 +289,9 @@ class LionAR(SizedOptimizer):
             weight_decay=weight_decay,
             maximize=maximize,
             foreach=foreach,
+            compile=compile,
+            fused=fused,
+            precision=precision,
             nonfinite=nonfinite,
         )
 
@@ -283,6 +316,8 @@ class RotationalAdamW(SizedOptimizer):
             norm. The authors' default is to do so; weights that change by more than a step are a surprise: not ours.
         maximize: go up instead of down.
         foreach: take the tensors of a group together (None: on anything but the CPU).
+        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
+        precision: how weights and state narrower than float32 are kept, see `Precision`.
         nonfinite: "skip", "raise" or "ignore" non-finite gradients.
 
     Raises:
@@ -314,6 +349,9 @@ class RotationalAdamW(SizedOptimizer):
         zero_mean: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
+        compile: bool = False,  # noqa: A002 (torch's word)
+        fused: bool = False,
+        precision: Precision | None = None,
         nonfinite: NonFinite = "skip",
     ) -> None:
         _require_weight_decay(type(self).__name__, weight_decay)
@@ -328,6 +366,9 @@ class RotationalAdamW(SizedOptimizer):
             weight_decay=weight_decay,
             maximize=maximize,
             foreach=foreach,
+            compile=compile,
+            fused=fused,
+            precision=precision,
             nonfinite=nonfinite,
         )
 

@@ -172,6 +172,7 @@ class WrappedOptimizer(ControlledOptimizer):
             counts=bucket.counts,
             momentum=self._averaging(bucket.group),
             decay=0.0,
+            still=False,
             write=write,
         )
         for parameter, weight in zip(parameters, weights, strict=True):
@@ -204,6 +205,9 @@ class WrappedOptimizer(ControlledOptimizer):
         own: dict[Any, dict[str, Any]] = {}
         inner: dict[Any, dict[str, Any]] = {}
         for key, entries in state_dict["state"].items():
+            if not isinstance(entries, dict):
+                own[key] = entries
+                continue
             own[key] = {name: value for name, value in entries.items() if not name.startswith("inner")}
             found = {name: value for name, value in entries.items() if name.startswith(_INNER)}
             if len(found) != float(entries.get(_COUNT, -1)):
