@@ -8,7 +8,14 @@ from torch import nn
 
 from warmfree import AdamW2, LionAR
 
-SHAPES = {"fused": (15, 6), "wide": (4, 11), "conv": (5, 3, 2, 2), "transposed": (6, 9), "plain": (7, 5), "bias": (9,)}
+SHAPES = {
+    "fused": (15, 6),
+    "wide": (4, 11),
+    "conv": (5, 3, 2, 2),
+    "transposed": (6, 9),
+    "plain": (7, 5),
+    "bias": (9,),
+}
 
 
 def tensors(seed, *, scale=1.0):
@@ -57,10 +64,16 @@ def compare_parts(rank, folder):
         mesh = init_device_mesh("cpu", shape)
 
         def shard(name, tensor, mesh=mesh, places=places):
-            return tensor if name == "plain" else distribute_tensor(tensor, mesh, places[name], src_data_rank=None)
+            return (
+                tensor
+                if name == "plain"
+                else distribute_tensor(tensor, mesh, places[name], src_data_rank=None)
+            )
 
         for name, build in BUILD.items():
-            parameters = {key: nn.Parameter(shard(key, value)) for key, value in tensors(0, scale=0.3).items()}
+            parameters = {
+                key: nn.Parameter(shard(key, value)) for key, value in tensors(0, scale=0.3).items()
+            }
             optimizer = build(make_groups(parameters))
             step_all(optimizer, parameters, shard)
             full = {key: getattr(p.detach(), "full_tensor", p.detach)() for key, p in parameters.items()}
@@ -93,10 +106,14 @@ def spoil_one_shard(rank, folder):
                     full = torch.ones(parameter.shape)
                     sharded = hasattr(parameter, "device_mesh")
                     parameter.grad = (
-                        distribute_tensor(full, parameter.device_mesh, parameter.placements) if sharded else full
+                        distribute_tensor(full, parameter.device_mesh, parameter.placements)
+                        if sharded
+                        else full
                     )
                 first = next(iter(model.parameters()))
-                before = [getattr(p, "to_local", lambda p=p: p)().detach().clone() for p in model.parameters()]
+                before = [
+                    getattr(p, "to_local", lambda p=p: p)().detach().clone() for p in model.parameters()
+                ]
                 if bad and (rank == 1 or way == "ddp"):
                     getattr(first.grad, "_local_tensor", first.grad)[0, 0] = float("inf")
                 optimizer.step()
