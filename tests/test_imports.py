@@ -24,6 +24,7 @@ OPTIM = [
     "precision",
     "compiled",
     "kernels",
+    "fused",
     "controlled",
     "base",
 ]
@@ -43,7 +44,8 @@ ALLOWED = {
     "optim.state": ["optim.sharding", "optim.norms"],
     "optim.precision": [],
     "optim.compiled": [f"optim.{name}" for name in OPTIM],
-    "optim.kernels": ["optim.norms", "optim.move"],
+    "optim.kernels": [],
+    "optim.fused": [f"optim.{name}" for name in OPTIM],
     "optim.bucket": [f"optim.{name}" for name in OPTIM],
     "optim.controlled": [f"optim.{name}" for name in OPTIM],
     "optim.base": [f"optim.{name}" for name in OPTIM],

@@ -56,7 +56,7 @@ def _errors(*own):
         counts = torch.ones(3, 2, device=device, dtype=torch.int64)
         switches = [
             _error(f"no {name}", f"unexpected keyword argument '{name}'", error=TypeError, **{name: True})
-            for name in ("differentiable", "capturable")
+            for name in ("differentiable",)
         ]
         return [
             *common.get_error_inputs_for_all_optims(device, dtype),

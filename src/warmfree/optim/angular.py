@@ -133,7 +133,9 @@ class AngularControl:
             radial = products[index] / torch.where(square > 0, square, 1.0)
             updates[index] = updates[index] - torch.where(kept[index] > 0, radial, 0.0) * weight
         lengths = self._norms(updates, move)
-        equilibrium, correction = self._angle(move)
+        equilibrium, correction = self.angle(
+            move.group, lr=move.lr, momentum=move.momentum, step=move.counts["step"]
+        )
         for index, weight in enumerate(move.weights):
             # What rounding leaves of a radial update is no direction to turn to.
             noise = _ROUNDING * torch.finfo(weight.dtype).eps * wholes[index]
@@ -230,16 +232,17 @@ class AngularControl:
             kept.copy_(torch.where((kept == 0) & born, norm, kept))
 
     @staticmethod
-    def _angle(move: Move) -> tuple[Number, Number]:
-        """Return the equilibrium angle at this learning rate, in radians, and the correction to multiply it by."""
-        group, momentum = move.group, move.momentum
+    def angle(
+        group: Mapping[str, Any], *, lr: Number, momentum: Number, step: Number
+    ) -> tuple[Number, Number]:
+        """Return the equilibrium angle at a learning rate, in radians, and the correction to multiply it by."""
         rate = 2 * group["weight_decay"] * equilibrium_rms(momentum) ** 2
         if group["angle_schedule"] == "linear":
-            peak = move.lr if group["peak_lr"] is None else group["peak_lr"]
-            angle = (rate * peak) ** 0.5 * move.lr / peak
+            peak = lr if group["peak_lr"] is None else group["peak_lr"]
+            angle = (rate * peak) ** 0.5 * lr / peak
         else:
-            angle = (rate * move.lr) ** 0.5
-        return angle, 1 - momentum ** move.counts["step"] if group["inverse_bias_correction"] else 1.0
+            angle = (rate * lr) ** 0.5
+        return angle, 1 - momentum**step if group["inverse_bias_correction"] else 1.0
 
     @staticmethod
     def _divisor(length: Tensor, move: Move, index: int) -> Tensor:

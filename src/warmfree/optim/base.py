@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
-from warmfree.optim import compiled, norms
-from warmfree.optim.bucket import Bucket, Member, make_move
+from warmfree.optim import compiled, fused, norms
+from warmfree.optim.bucket import Bucket, Member, Place, make_move
 from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
-from warmfree.optim.controlled import ControlledOptimizer
+from warmfree.optim.controlled import ControlledOptimizer, is_capturing
 from warmfree.optim.directions import SGD, Adam, Direction, Lion
 from warmfree.optim.move import Number
 from warmfree.optim.precision import Precision, round_stochastically, widened
 from warmfree.optim.sharding import local, local_gradient
 
 _DIRECTIONS: dict[str, Callable[[], Direction]] = {"adam": Adam, "lion": Lion, "sgd": SGD}
+
+
+class Execution(TypedDict, total=False):
+    """How a named optimizer is executed: options that `SizedOptimizer` documents and all of them take."""
+
+    maximize: bool
+    foreach: bool | None
+    compile: bool
+    fused: bool
+    capturable: bool
+    precision: Precision | None
+    nonfinite: NonFinite
 
 
 class SizedOptimizer(ControlledOptimizer):
@@ -43,6 +55,8 @@ class SizedOptimizer(ControlledOptimizer):
             own take the eager step.
         fused: make the step by C++ kernels on the CPU, where they take it: float32, contiguous, the controls of the
             named optimizers. Built at first use, which needs a C++ compiler and ninja (`pip install warmfree[fused]`).
+        capturable: keep counters on the parameters' device, so that a step can be captured in a CUDA graph after one or
+            more eager steps. Needs `nonfinite="ignore"`; let lr be a Tensor on the device if replays are to change it.
         precision: how weights and state narrower than float32 are kept; None: as said above.
         nonfinite: what to do on inf or NaN in a gradient: "skip" the whole step, "raise"
             NonFiniteGradientError, or "ignore" and save the check.
@@ -67,7 +81,10 @@ class SizedOptimizer(ControlledOptimizer):
         ['factor', 'sigma_update', 'sigma_weight', 'snr']
     """
 
-    _carried = (*ControlledOptimizer._carried, "direction", "report_norms", "precision")
+    _carried = (
+        *ControlledOptimizer._carried,
+        *("direction", "report_norms", "precision", "compile", "fused", "capturable"),
+    )
 
     def __init__(
         self,
@@ -81,6 +98,7 @@ class SizedOptimizer(ControlledOptimizer):
         foreach: bool | None = None,
         compile: bool = False,  # noqa: A002 (torch's word)
         fused: bool = False,
+        capturable: bool = False,
         precision: Precision | None = None,
         nonfinite: NonFinite = "skip",
     ) -> None:
@@ -96,10 +114,20 @@ class SizedOptimizer(ControlledOptimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
             "foreach": foreach,
-            "compile": compile,
-            "fused": fused,
         }
         self.precision = precision or Precision()
+        self.compile, self.fused, self.capturable = (
+            compile,
+            fused,
+            capturable,
+        )  # not state: a resumed run chooses anew
+        if compile and fused:
+            raise ValueError("compile and fused are two ways to make the same step: choose one")
+        if capturable and (nonfinite != "ignore" or not self.precision.plain):
+            raise ValueError(
+                "capturable needs nonfinite='ignore' (to skip a step is decided on the host; let GradScaler do it) and "
+                "no precision of its own"
+            )
         super().__init__(params, defaults, controls, nonfinite=nonfinite)
 
     def _averaging(self, group: Mapping[str, Any]) -> Number:
@@ -111,6 +139,10 @@ class SizedOptimizer(ControlledOptimizer):
 
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = super()._new_state(parameter, group)
+        if self.capturable:
+            for name in ("step", *(name for control in self.controls for name in control.counters)):
+                if name in state:
+                    state[name] = state[name].to(parameter.device)
         if self.direction.needs_first_gradient:
             state["started"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         dtype = norms.compute_dtype(parameter)
@@ -157,36 +189,39 @@ class SizedOptimizer(ControlledOptimizer):
     def _make_step(
         self, members: list[Member], gradients: list[Tensor], values: dict[str, dict[str, Tensor]]
     ) -> bool:
-        needs_first = self.direction.needs_first_gradient
-        lr_is_zero = [float(group["lr"]) == 0 for group in self.param_groups]
+        waits, lr_is_zero = [False] * len(members), [False] * len(self.param_groups)
+        if not self._capturing():  # all of them start before, and lr is not fetched
+            lr_is_zero = [float(group["lr"]) == 0 for group in self.param_groups]
+            if self.direction.needs_first_gradient:
+                waits = [bool(self.state[parameter]["started"] == 0) for _, _, parameter in members]
         sizes = [1.0] * len(members)
-        if self.nonfinite != "ignore" or needs_first or any(lr_is_zero):
+        if self.nonfinite != "ignore" or any(waits) or any(lr_is_zero):
             sizes = self._sizes(members, gradients)
         if self._is_unsound(members, sizes):
             return True
         ready: list[list[tuple[Member, Tensor]]] = [[] for _ in self.param_groups]
-        for member, gradient, size in zip(members, gradients, sizes, strict=True):
-            waits = needs_first and self.state[member[2]]["started"] == 0
-            if size != 0 or not (lr_is_zero[member[0]] or waits):
+        for member, gradient, size, first in zip(members, gradients, sizes, waits, strict=True):
+            if size != 0 or not (lr_is_zero[member[0]] or first):
                 ready[member[0]].append((member, gradient))
         for group, chosen in zip(self.param_groups, ready, strict=True):
             some, theirs = [member for member, _ in chosen], [gradient for _, gradient in chosen]
-            for bucket in self._buckets(some, theirs, together=group["foreach"]):
+            for bucket in self._buckets(some, theirs, together=True if self.fused else group["foreach"]):
                 for index, report in zip(bucket.indices, self._step_bucket(bucket), strict=True):
                     if report:
                         values[self._name(bucket.group_index, index)] = report
         return False
 
     def _step_bucket(self, bucket: Bucket) -> list[dict[str, Tensor]]:
-        if (
-            bucket.group["compile"]
-            and self.precision.plain
-            and compiled.takes(bucket)
-            and not self.report_norms
-        ):
+        capturing = self._capturing()
+        fast = self.precision.plain and not (self.report_norms or capturing or bucket.peers.groups)
+        if self.compile and fast and compiled.takes(bucket):
             bucket.advance()
             return compiled.step(bucket, self.direction, self.defaults)
-        group = {**bucket.group, "lr": float(bucket.group["lr"])}
+        if self.fused and fast and bucket.treatment:
+            self._start(bucket, bucket.wide_gradients(), self._buffers(bucket))
+            if (reports := fused.step(bucket, self.direction)) is not None:
+                return reports
+        group = bucket.group if capturing else {**bucket.group, "lr": float(bucket.group["lr"])}
         gradients, buffers = bucket.wide_gradients(), self._buffers(bucket)
         self._start(bucket, gradients, buffers)
         bucket.advance()
@@ -204,13 +239,28 @@ class SizedOptimizer(ControlledOptimizer):
             counts=bucket.counts,
             momentum=self._averaging(group),
             decay=float(group["weight_decay"]),
-            still=group["lr"] == 0,
+            still=not capturing and group["lr"] == 0,
             report_norms=self.report_norms,
         )
         self._keep(bucket, buffers)
         for index, parameter, weight in zip(bucket.indices, parameters, weights, strict=True):
-            self.precision.write(parameter, weight, seed=_seed(bucket, index))
+            self.precision.write(parameter, weight, seed=0 if self.precision.plain else _seed(bucket, index))
         return reports
+
+    def _treatment(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        place: Place,
+        controls: tuple[SizeControl, ...],
+        group: dict[str, Any],
+    ) -> object:
+        if not self.fused:
+            return None
+        return fused.fits(parameter, gradient, self.state[parameter], place, controls, group, self.direction)
+
+    def _capturing(self) -> bool:
+        return self.capturable and is_capturing()
 
     def _buffers(self, bucket: Bucket) -> dict[str, list[Tensor]]:
         """Return the direction's buffers, those that are kept in bfloat16 as float32 copies."""
@@ -227,7 +277,7 @@ class SizedOptimizer(ControlledOptimizer):
 
     def _start(self, bucket: Bucket, gradients: list[Tensor], buffers: dict[str, list[Tensor]]) -> None:
         """Let the direction see the first gradient of the parameters that have not started."""
-        if not self.direction.needs_first_gradient:
+        if not self.direction.needs_first_gradient or self._capturing():
             return
         fresh = [index for index, state in enumerate(bucket.states) if state["started"] == 0]
         if not fresh:
@@ -242,4 +292,4 @@ class SizedOptimizer(ControlledOptimizer):
 
 def _seed(bucket: Bucket, index: int) -> int:
     """Return a seed for the rounding of one parameter in one step, with room for its buffers'."""
-    return 8 * (bucket.counts["step"] + 1_000_003 * (index + 1009 * bucket.group_index))
+    return 8 * (int(bucket.counts["step"]) + 1_000_003 * (index + 1009 * bucket.group_index))

@@ -38,7 +38,9 @@ class Bucket:
         group: its options.
         controls: the size controls that act on them.
         peers: who holds the other parts.
-        counts: their counters in this step, which they have in common.
+        counts: their counters in this step, which they have in common: numbers, or tensors while a graph is captured.
+        fresh: counters that are 1 in this step.
+        treatment: what the optimizer said that they have in common, too.
         indices: places in the group.
         parameters: the parameters as the optimizer got them.
         gradients: local parts of their gradients.
@@ -51,7 +53,9 @@ class Bucket:
     group: dict[str, Any]
     controls: tuple[SizeControl, ...]
     peers: Peers
-    counts: dict[str, int]
+    counts: Mapping[str, Number]
+    fresh: frozenset[str] = frozenset()
+    treatment: object = None
     indices: list[int] = field(default_factory=list)
     parameters: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
@@ -70,11 +74,6 @@ class Bucket:
         self.parts.append(place.part)
         self.states.append(local_state(state))
 
-    @property
-    def fresh(self) -> frozenset[str]:
-        """Counters that are 1 in this step."""
-        return frozenset(name for name, count in self.counts.items() if count == 1)
-
     def wide_gradients(self) -> list[Tensor]:
         """Return the gradients in the type that updates are computed in, their sign turned to go up if so asked."""
         wide = [gradient.to(compute_dtype(gradient)) for gradient in self.gradients]
@@ -84,7 +83,10 @@ class Bucket:
         """Write this step's counters to the states."""
         for state in self.states:
             for name, count in self.counts.items():
-                state[name].fill_(count)
+                if isinstance(count, Tensor):
+                    state[name].add_(1)
+                else:
+                    state[name].fill_(count)
 
 
 def make_move(

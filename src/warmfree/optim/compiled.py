@@ -65,7 +65,7 @@ class Recipe:
 
 def takes(bucket: Bucket) -> bool:
     """Return whether a compiled region can make this step; first steps and steps at lr 0 do something of their own."""
-    return not bucket.peers.groups and not bucket.fresh and float(bucket.group["lr"]) != 0
+    return not bucket.fresh and float(bucket.group["lr"]) != 0
 
 
 def step(bucket: Bucket, direction: Direction, defaults: Mapping[str, Any]) -> Reports:
@@ -90,7 +90,7 @@ def step(bucket: Bucket, direction: Direction, defaults: Mapping[str, Any]) -> R
         else:
             numbers.append((name, None))
             values.append(float(value))
-    values += bucket.counts.values()
+    values += map(float, bucket.counts.values())
     recipe = Recipe(
         direction,
         bucket.controls,

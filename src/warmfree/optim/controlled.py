@@ -22,9 +22,14 @@ from warmfree.optim.state import (
     check_gradient,
     check_state_dict,
     check_supported,
-    restore_dtypes,
-    state_dtypes,
+    restore_kinds,
+    state_kinds,
 )
+
+
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured, so that nothing may be fetched from the device."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 class ControlledOptimizer(Optimizer):
@@ -55,6 +60,7 @@ class ControlledOptimizer(Optimizer):
         self._calls = 0
         self._places: dict[Tensor, Place] = {}
         self._had_gradient = False
+        self._counted: dict[Tensor, dict[str, int]] = {}
         for control in self.controls:
             if clash := defaults.keys() & control.options().keys():
                 again = ", ".join(sorted(clash))
@@ -212,6 +218,7 @@ class ControlledOptimizer(Optimizer):
                 their sums to be completed in a constant number of all-reduces.
         """
         buckets: dict[tuple[Any, ...], Bucket] = {}
+        capturing = is_capturing()
         for member, gradient in zip(members, gradients, strict=True):
             group_index, index, parameter = member
             group = self.param_groups[group_index]
@@ -219,28 +226,49 @@ class ControlledOptimizer(Optimizer):
                 continue
             place, state = self._place(parameter, group), self.state[parameter]
             controls = tuple(c for c in self.controls if c.claims(parameter, place.layout, group))
-            counters = ["step"]
-            if float(group["lr"]) != 0:
-                counters += [name for control in controls for name in control.counters]
-            counts = {name: int(state[name].item()) + 1 for name in counters}
+            counters = ("step", *(name for control in controls for name in control.counters))
+            if capturing:  # in replays all of them go on together from where they are
+                counted = {name: self._counted[parameter][name] + 1 for name in counters}
+                counts: Mapping[str, Number] = {name: state[name] for name in counters}
+            else:
+                counters = counters if float(group["lr"]) != 0 else ("step",)
+                counts = counted = {name: int(state[name].item()) + 1 for name in counters}
+            self._counted[parameter] = {**self._counted.get(parameter, {}), **counted}
             alone = None
             if not place.peers.groups and not (
                 parameter.device.type != "cpu" if together is None else together
             ):
                 alone = index
             kinds = tuple(map(type, controls))
+            fresh = frozenset(name for name, count in counted.items() if count == 1)
+            treatment = self._treatment(parameter, gradient, place, controls, group)
             alike = (
                 group_index,
                 kinds,
                 parameter.device,
                 parameter.dtype,
                 place.signature,
-                *counts.items(),
+                *counted.items(),
+                treatment,
                 alone,
             )
-            bucket = buckets.setdefault(alike, Bucket(group_index, group, controls, place.peers, counts))
+            bucket = buckets.setdefault(
+                alike, Bucket(group_index, group, controls, place.peers, counts, fresh)
+            )
             bucket.add(index, parameter, gradient, place, state)
         return list(buckets.values())
+
+    def _treatment(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        place: Place,
+        controls: tuple[SizeControl, ...],
+        group: dict[str, Any],
+    ) -> object:
+        """Return what else parameters of a bucket must have in common."""
+        del parameter, gradient, place, controls, group
+        return None
 
     def _is_unsound(self, members: list[Member], sizes: Sequence[float]) -> bool:
         """Return whether a size is not finite, or raise, or ignore it, as the option says."""
@@ -271,18 +299,18 @@ class ControlledOptimizer(Optimizer):
         """
         if not isinstance(state_dict, dict):
             check_state_dict(self, state_dict)
-        dtypes, final = state_dtypes(self), list[dict[str, Any]]()
+        kinds, final = state_kinds(self), list[dict[str, Any]]()
 
-        def check(
-            _: Optimizer, hooked: dict[str, Any]
-        ) -> None:  # the last of the hooks before: sees what they made of it
+        def check(_: Optimizer, hooked: dict[str, Any]) -> None:
+            # The last of the hooks before: it sees what they made of it.
             check_state_dict(self, hooked)
             for group in hooked["param_groups"]:
                 self._validate(group)
             final.append(hooked)
 
-        def restore(_: Optimizer) -> None:  # the first of the hooks after: they see the types that will stay
-            restore_dtypes(self, final[0], dtypes)
+        def restore(_: Optimizer) -> None:
+            # The first of the hooks after: they see the types that will stay.
+            restore_kinds(self, final[0], kinds)
 
         handles = (
             self.register_load_state_dict_pre_hook(check),
@@ -299,7 +327,7 @@ class ControlledOptimizer(Optimizer):
         return {**super().__getstate__(), **carried, "step_report": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._places, self._had_gradient = {}, False
+        self._places, self._counted, self._had_gradient = {}, {}, False
         there = "differentiable" in (state.get("defaults") or self.defaults)
         super().__setstate__(state)
         if not there:  # torch adds an option that a state_dict would then have to have

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from torch import Tensor
 
 from warmfree.optim.angular import AngularControl
-from warmfree.optim.base import SizedOptimizer
-from warmfree.optim.control import NonFinite
+from warmfree.optim.base import Execution, SizedOptimizer
 from warmfree.optim.directions import Adam, Lion
-from warmfree.optim.precision import Precision
 from warmfree.optim.spectral import SpectralBound
 
 
@@ -33,11 +31,7 @@ class AdamW2(SizedOptimizer):
         tau: largest relative growth of sigma_1 in a step, > 0. The paper's value was not found; 0.05 was the best of
             0.01 to 0.1 on a small GPT in runs of 300 and of 1200 steps (docs/log.md). Smaller is safer and slower.
         power_iterations: of weight and update each, a step, >= 1. The loss did not tell 1, 2 and 8 apart.
-        maximize: go up instead of down.
-        foreach: take the tensors of a group together (None: on anything but the CPU).
-        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
-        precision: how weights and state narrower than float32 are kept, see `Precision`.
-        nonfinite: "skip", "raise" or "ignore" non-finite gradients.
+        execution: maximize, foreach, compile, fused, capturable, precision, nonfinite: see `SizedOptimizer`.
 
     Raises:
         ValueError: an option out of range.
@@ -64,12 +58,7 @@ class AdamW2(SizedOptimizer):
         *,
         tau: float = 0.05,
         power_iterations: int = 2,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        compile: bool = False,  # noqa: A002 (torch's word)
-        fused: bool = False,
-        precision: Precision | None = None,
-        nonfinite: NonFinite = "skip",
+        **execution: Unpack[Execution],
     ) -> None:
         super().__init__(
             params,
@@ -77,12 +66,7 @@ class AdamW2(SizedOptimizer):
             [SpectralBound(tau=tau, power_iterations=power_iterations)],
             lr=lr,
             weight_decay=weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-            compile=compile,
-            fused=fused,
-            precision=precision,
-            nonfinite=nonfinite,
+            **execution,
         )
 
 
@@ -101,11 +85,7 @@ class GIAdamW(SizedOptimizer):
         betas: decay of first and second moments, each in [0, 1).
         eps: added to the root of the second moment, >= 0.
         weight_decay: decoupled, >= 0.
-        maximize: go up instead of down.
-        foreach: take the tensors of a group together (None: on anything but the CPU).
-        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
-        precision: how weights and state narrower than float32 are kept, see `Precision`.
-        nonfinite: "skip", "raise" or "ignore" non-finite gradients.
+        execution: maximize, foreach, compile, fused, capturable, precision, nonfinite: see `SizedOptimizer`.
 
     Raises:
         ValueError: an option out of range.
@@ -129,25 +109,14 @@ class GIAdamW(SizedOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        *,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        compile: bool = False,  # noqa: A002 (torch's word)
-        fused: bool = False,
-        precision: Precision | None = None,
-        nonfinite: NonFinite = "skip",
+        **execution: Unpack[Execution],
     ) -> None:
         super().__init__(
             params,
             Adam(betas=betas, eps=eps, gradient_start=True),
             lr=lr,
             weight_decay=weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-            compile=compile,
-            fused=fused,
-            precision=precision,
-            nonfinite=nonfinite,
+            **execution,
         )
 
 
@@ -166,11 +135,7 @@ class LionA(SizedOptimizer):
         momentum: b in [0, 1).
         weight_decay: decoupled, >= 0.
         nesterov: look one step ahead.
-        maximize: go up instead of down.
-        foreach: take the tensors of a group together (None: on anything but the CPU).
-        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
-        precision: how weights and state narrower than float32 are kept, see `Precision`.
-        nonfinite: "skip", "raise" or "ignore" non-finite gradients.
+        execution: maximize, foreach, compile, fused, capturable, precision, nonfinite: see `SizedOptimizer`.
 
     Raises:
         ValueError: an option out of range.
@@ -195,24 +160,14 @@ class LionA(SizedOptimizer):
         weight_decay: float = 1e-2,
         *,
         nesterov: bool = True,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        compile: bool = False,  # noqa: A002 (torch's word)
-        fused: bool = False,
-        precision: Precision | None = None,
-        nonfinite: NonFinite = "skip",
+        **execution: Unpack[Execution],
     ) -> None:
         super().__init__(
             params,
             Lion(momentum=momentum, nesterov=nesterov),
             lr=lr,
             weight_decay=weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-            compile=compile,
-            fused=fused,
-            precision=precision,
-            nonfinite=nonfinite,
+            **execution,
         )
 
 
@@ -238,11 +193,7 @@ class LionAR(SizedOptimizer):
         per_neuron: keep norms and turn per neuron; False: per tensor.
         angle_schedule: "sqrt": the angle follows the root of the scheduled lr, as the equilibrium does. "linear": it
             is the peak's angle times lr/peak; the peak is the group's `peak_lr`, by default the lr given here.
-        maximize: go up instead of down.
-        foreach: take the tensors of a group together (None: on anything but the CPU).
-        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
-        precision: how weights and state narrower than float32 are kept, see `Precision`.
-        nonfinite: "skip", "raise" or "ignore" non-finite gradients.
+        execution: maximize, foreach, compile, fused, capturable, precision, nonfinite: see `SizedOptimizer`.
 
     Raises:
         ValueError: an option out of range, or no weight decay.
@@ -270,12 +221,7 @@ class LionAR(SizedOptimizer):
         inverse_bias_correction: bool = True,
         per_neuron: bool = True,
         angle_schedule: Literal["sqrt", "linear"] = "sqrt",
-        maximize: bool = False,
-        foreach: bool | None = None,
-        compile: bool = False,  # noqa: A002 (torch's word)
-        fused: bool = False,
-        precision: Precision | None = None,
-        nonfinite: NonFinite = "skip",
+        **execution: Unpack[Execution],
     ) -> None:
         _require_weight_decay(type(self).__name__, weight_decay)
         control = AngularControl(
@@ -287,12 +233,7 @@ class LionAR(SizedOptimizer):
             [control],
             lr=lr,
             weight_decay=weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-            compile=compile,
-            fused=fused,
-            precision=precision,
-            nonfinite=nonfinite,
+            **execution,
         )
 
 
@@ -314,11 +255,7 @@ class RotationalAdamW(SizedOptimizer):
         per_neuron: keep norms and turn per neuron; False: per tensor.
         zero_mean: keep each neuron's mean at zero. The first step then centres the weights and rescales them to their
             norm. The authors' default is to do so; weights that change by more than a step are a surprise: not ours.
-        maximize: go up instead of down.
-        foreach: take the tensors of a group together (None: on anything but the CPU).
-        compile: make the step by torch.compile; fused: by C++ kernels. See `SizedOptimizer`.
-        precision: how weights and state narrower than float32 are kept, see `Precision`.
-        nonfinite: "skip", "raise" or "ignore" non-finite gradients.
+        execution: maximize, foreach, compile, fused, capturable, precision, nonfinite: see `SizedOptimizer`.
 
     Raises:
         ValueError: an option out of range, or no weight decay.
@@ -347,12 +284,7 @@ class RotationalAdamW(SizedOptimizer):
         update_norm_decay: float = 0.9,
         per_neuron: bool = True,
         zero_mean: bool = False,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        compile: bool = False,  # noqa: A002 (torch's word)
-        fused: bool = False,
-        precision: Precision | None = None,
-        nonfinite: NonFinite = "skip",
+        **execution: Unpack[Execution],
     ) -> None:
         _require_weight_decay(type(self).__name__, weight_decay)
         control = AngularControl(
@@ -364,12 +296,7 @@ class RotationalAdamW(SizedOptimizer):
             [control],
             lr=lr,
             weight_decay=weight_decay,
-            maximize=maximize,
-            foreach=foreach,
-            compile=compile,
-            fused=fused,
-            precision=precision,
-            nonfinite=nonfinite,
+            **execution,
         )
 
 

@@ -17,7 +17,7 @@ from warmfree.optim.move import Layout, Move, Size
 # low after three iterations and 3 % after ten.
 _COLD_ITERATIONS = 10
 # Standard deviation of GPT-2's initialisation; a matrix drawn from it has sigma_1 close to 0.02 (sqrt(out) + sqrt(in)).
-_STANDARD_INIT = 0.02
+STANDARD_INIT = 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +75,7 @@ class SpectralBound:
         dtype = norms.compute_dtype(parameter)
         start = norms.random_direction(fan_in, device=parameter.device, dtype=dtype)
         rows = start.repeat(max(1, len(layout.sections)), 1)
+        # The fused step gives update vectors a length, sigma_1(U)/sigma_1(W); to this one only directions matter.
         return {"weight_vectors": rows, "update_vectors": rows.clone(), "random_vector": start}
 
     def __call__(self, move: Move) -> None:
@@ -105,7 +106,7 @@ class SpectralBound:
         move: Move, index: int, step: Size, sigma_weights: list[Tensor], sigma_updates: list[Tensor]
     ) -> list[Tensor]:
         """What each section's step has to be multiplied by."""
-        part, unit = move.parts[index], move.group["spectral_floor"] * _STANDARD_INIT
+        part, unit = move.parts[index], move.group["spectral_floor"] * STANDARD_INIT
         factors = []
         for sigma_weight, sigma_update, height in zip(
             sigma_weights, sigma_updates, part.heights, strict=True

@@ -10,9 +10,6 @@ from torch.optim import Optimizer
 
 from warmfree.optim.sharding import check_placements, signature
 
-# Counters that live on the host, whatever the parameter's device and type.
-HOST_ENTRIES = ("step", "started", "turns")
-
 
 def check_supported(parameter: Tensor, *, name: str) -> None:
     """Raise TypeError or ValueError unless a parameter is dense, real, floating-point, and sharded in a way we know."""
@@ -88,30 +85,31 @@ def _check_entries(expected: dict[str, Any], found: dict[str, Any], parameter: T
             )
 
 
-def state_dtypes(optimizer: Optimizer) -> dict[Tensor, dict[str, torch.dtype]]:
-    """Return the type of every state entry, for `restore_dtypes`."""
+def state_kinds(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[torch.dtype, torch.device]]]:
+    """Return type and device of every state entry, for `restore_kinds`."""
     return {
-        parameter: {name: value.dtype for name, value in optimizer.state[parameter].items()}
+        parameter: {name: (value.dtype, value.device) for name, value in optimizer.state[parameter].items()}
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
 
 
-def restore_dtypes(
-    optimizer: Optimizer, state_dict: dict[str, Any], dtypes: dict[Tensor, dict[str, torch.dtype]]
+def restore_kinds(
+    optimizer: Optimizer,
+    state_dict: dict[str, Any],
+    kinds: dict[Tensor, dict[str, tuple[torch.dtype, torch.device]]],
 ) -> None:
-    """Give loaded state its types back; torch's load_state_dict casts all of it to the parameter's type.
+    """Give loaded state its types and devices back; torch's load_state_dict gives all of it the parameter's.
 
     Args:
         optimizer: into which the state_dict has just been loaded.
         state_dict: where the entries are still as wide as they were saved.
-        dtypes: the types before loading.
+        kinds: types and devices before loading.
     """
     for ours, theirs in zip(optimizer.param_groups, state_dict["param_groups"], strict=True):
         for parameter, key in zip(ours["params"], theirs["params"], strict=True):
-            for name, dtype in dtypes[parameter].items():
+            for name, (dtype, device) in kinds[parameter].items():
                 loaded = optimizer.state[parameter][name]
-                device = torch.device("cpu") if name in HOST_ENTRIES else loaded.device
                 if loaded.dtype != dtype or loaded.device != device:
                     saved = state_dict["state"][key][name].detach()
                     optimizer.state[parameter][name] = saved.to(device, dtype, copy=True)

@@ -20,9 +20,15 @@ template <int K, class F>
 WARMFREE_INLINE void sums(int64_t cols, double* totals, F&& f) {
   for (int k = 0; k < K; ++k) totals[k] = 0.0;
   for (int64_t chunk = 0; chunk < cols; chunk += kChunk) {
-    Lanes parts[K] = {};
-    each(chunk, std::min(cols, chunk + kChunk), [&](int64_t j, auto count) { f(j, count, parts); });
-    for (int k = 0; k < K; ++k) totals[k] += total(parts[k]);
+    const int64_t end = std::min(cols, chunk + kChunk);
+    Lanes even[K] = {}, odd[K] = {};  // two, since an addition must wait for the one before
+    int64_t j = chunk;
+    for (; j + 2 * kLanes <= end; j += 2 * kLanes) {
+      f(j, Full{}, even);
+      f(j + kLanes, Full{}, odd);
+    }
+    each(j, end, [&](int64_t at, auto count) { f(at, count, even); });
+    for (int k = 0; k < K; ++k) totals[k] += total(even[k] + odd[k]);
   }
 }
 
@@ -33,6 +39,7 @@ inline double turn_row(float* w, float* u, int64_t cols, float* kept_norm, float
                        double angle, double correction, Direction&& direction) {
   double found[3];
   sums<3>(cols, found, [&](int64_t j, auto count, Lanes* parts) {
+    fetch_to_write(w + j);
     const Lanes uj = direction(j, count), wj = load(w + j, count);
     store(u + j, uj, count);
     parts[0] += uj * uj;

@@ -81,7 +81,12 @@ at::Tensor adam_angular(const Tensors& params, const Tensors& grads, const Tenso
     const float* g = floats(grads[i]) + at;
     return turn_row(floats(params[i]) + at, room, cols, floats(kept_norms[i]) + at / cols,
                     floats(update_norm_sqs[i]) + at / cols, options, angles[i], average_corrections[i],
-                    [&](int64_t j, auto count) { return scale * s.update(m + j, v + j, g + j, count); });
+                    [&](int64_t j, auto count) {
+                      fetch_to_write(m + j);
+                      fetch_to_write(v + j);
+                      fetch(g + j);
+                      return scale * s.update(m + j, v + j, g + j, count);
+                    });
   });
 }
 
@@ -97,7 +102,11 @@ at::Tensor lion_angular(const Tensors& params, const Tensors& grads, const Tenso
     const float* g = floats(grads[i]) + at;
     return turn_row(floats(params[i]) + at, room, cols, floats(kept_norms[i]) + at / cols,
                     floats(update_norm_sqs[i]) + at / cols, options, angles[i], average_corrections[i],
-                    [&](int64_t j, auto count) { return scale * s.update(m + j, g + j, count); });
+                    [&](int64_t j, auto count) {
+                      fetch_to_write(m + j);
+                      fetch(g + j);
+                      return scale * s.update(m + j, g + j, count);
+                    });
   });
 }
 

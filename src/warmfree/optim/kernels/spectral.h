@@ -1,14 +1,10 @@
 // Adam's step under a bound on sigma_1, with the power iterations made while rows pass through the caches.
 #pragma once
 
-#include "rows.h"
+#include "spectral_rows.h"
 
 namespace warmfree {
 
-// Rows taken together, so that a sum over rows is loaded and stored once for all of them.
-constexpr int64_t kRows = 4;
-// One start for W, three for U.
-constexpr int64_t kStarts = 4;
 // Matrices below this many numbers are stepped one by a thread; larger ones by all threads together.
 constexpr int64_t kSmall = 1 << 16;
 // After one power iteration the estimate of sigma_1(U) is low by a factor of up to about 3 for a new direction in
@@ -16,8 +12,9 @@ constexpr int64_t kSmall = 1 << 16;
 constexpr double kMargin = 4.0;
 // A factor that a last iteration would change by less than this stays: no pass over memory to correct it.
 constexpr double kAgree = 2e-3;
-// How far the write, which goes from the last row to the first, asks ahead, less what `fetch` adds.
-constexpr int64_t kBack = 6144;
+// The update of a matrix of at most so many numbers is kept between the passes, in the shared cache; of a larger one it
+// is made again from the moments.
+constexpr int64_t kKept = 1 << 22;
 
 struct Options {
   double lr, weight_decay, tau, floor_unit;
@@ -39,79 +36,6 @@ struct Section {
   double sigma_weight = 0, sigma_update = 0, factor = 1;
 };
 
-// Moments of a row, its update u, and what W's start x0 and U's starts x1 to x3 are mapped to.
-inline void first_row(const AdamScalars& a, const float* w, const float* g, float* m, float* v, float* u,
-                      const float* x, int64_t stride, int64_t cols, float* y) {
-  Lanes y0{}, y1{}, y2{}, y3{};
-  each(0, cols, [&](int64_t j, auto count) {
-    fetch_to_write(m + j);
-    fetch_to_write(v + j);
-    fetch(g + j);
-    fetch(w + j);
-    const Lanes uj = a.update(m + j, v + j, g + j, count);
-    store(u + j, uj, count);
-    y0 += load(w + j, count) * load(x + j, count);
-    y1 += uj * load(x + stride + j, count);
-    y2 += uj * load(x + 2 * stride + j, count);
-    y3 += uj * load(x + 3 * stride + j, count);
-  });
-  y[0] = total(y0);
-  y[1] = total(y1);
-  y[2] = total(y2);
-  y[3] = total(y3);
-}
-
-// The same for a row whose moments are made, W's start x0, and U's starts x1 and x2.
-inline void later_row(const AdamScalars& a, const float* w, const float* m, const float* v, float* u, const float* x,
-                      int64_t stride, int64_t cols, float* y) {
-  Lanes y0{}, y1{}, y2{};
-  each(0, cols, [&](int64_t j, auto count) {
-    const Lanes uj = a.update(load(m + j, count), load(v + j, count));
-    store(u + j, uj, count);
-    y0 += load(w + j, count) * load(x + j, count);
-    y1 += uj * load(x + stride + j, count);
-    y2 += uj * load(x + 2 * stride + j, count);
-  });
-  y[0] = total(y0);
-  y[1] = total(y1);
-  y[2] = total(y2);
-}
-
-inline void write_row(const AdamScalars& a, float* w, const float* m, const float* v, float decay, float amount,
-                      int64_t cols) {
-  each(0, cols, [&](int64_t j, auto count) {
-    fetch(m + j - kBack);
-    fetch(v + j - kBack);
-    fetch_to_write(w + j - kBack);
-    const Lanes u = a.update(load(m + j, count), load(v + j, count));
-    store(w + j, load(w + j, count) * decay + amount * u, count);
-  });
-}
-
-// z_k += sum over four rows of y_rk u_r for K starts, and if asked the write w = decay w + amount u.
-template <int K>
-inline void add_rows(float* z, int64_t z_stride, const float (*y)[kStarts], int first, const float* u, int64_t stride,
-                     int64_t rows, int64_t cols) {
-  for (int64_t r = 0; r < rows; r += kRows) {
-    Lanes weights[K][kRows];
-    for (int k = 0; k < K; ++k) {
-      for (int64_t q = 0; q < kRows; ++q) weights[k][q] = Lanes{} + (r + q < rows ? y[r + q][first + k] : 0.0f);
-    }
-    const float* u0 = u + r * stride;
-    const float* u1 = r + 1 < rows ? u0 + stride : u0;
-    const float* u2 = r + 2 < rows ? u1 + stride : u0;
-    const float* u3 = r + 3 < rows ? u2 + stride : u0;
-    each(0, cols, [&](int64_t j, auto count) {
-      const Lanes a = load(u0 + j, count), b = load(u1 + j, count), c = load(u2 + j, count), d = load(u3 + j, count);
-      for (int k = 0; k < K; ++k) {
-        float* zk = z + k * z_stride + j;
-        const Lanes sum = (weights[k][0] * a + weights[k][1] * b) + (weights[k][2] * c + weights[k][3] * d);
-        store(zk, load(zk, count) + sum, count);
-      }
-    });
-  }
-}
-
 inline double norm(const float* x, int64_t count) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -127,7 +51,7 @@ class Bounded {
   Bounded(Section& section, const Options& options, int64_t parts, float* space)
       : s_(section), o_(options), parts_(parts), pad_(padded(section.cols)), space_(space) {}
 
-  // Floats of scratch that a section of so many columns needs.
+  // Floats of scratch that a section of so many columns needs, apart from its update, which follows.
   static int64_t need(int64_t cols, int64_t parts) {
     return padded(cols) * (kStarts + parts * (kStarts + kRows));
   }
@@ -141,6 +65,7 @@ class Bounded {
     // whole step is written in the first pass. A length of 1 is one that nobody has set.
     const double last = norm(s_.update_vector, s_.cols);
     const bool hopeful = reversible && std::abs(last - 1.0) > 1e-4 && o_.lr * last * kMargin <= o_.tau;
+    if (!hopeful && s_.rows * s_.cols <= kKept) kept_ = space_ + need(s_.cols, parts_);
     begin();
     run([&](int64_t part) { hopeful ? first<true>(part) : first<false>(part); });
     finish(kStarts);
@@ -182,7 +107,11 @@ class Bounded {
 
   float* start(int64_t k) { return space_ + k * pad_; }
   float* sum(int64_t part, int64_t k) { return space_ + (kStarts + part * (kStarts + kRows) + k) * pad_; }
-  float* rows(int64_t part) { return sum(part, kStarts); }
+
+  // The update of row i, the r-th of those taken together.
+  float* update(int64_t part, int64_t i, int64_t r) {
+    return kept_ ? kept_ + i * s_.cols : sum(part, kStarts) + r * pad_;
+  }
 
   // Starts of the first iteration: W's last vector, moved a little lest it see nothing; for U its own last vector,
   // a random one and W's top direction, whose image is what makes sigma_1(W) grow.
@@ -211,17 +140,25 @@ class Bounded {
   template <bool Write>
   void first(int64_t part) {
     clear(part, kStarts);
-    const int64_t cols = s_.cols, end = s_.rows * (part + 1) / parts_;
+    const int64_t cols = s_.cols, stride = kept_ ? cols : pad_, end = s_.rows * (part + 1) / parts_;
     const AdamScalars a = s_.adam;
     for (int64_t i = s_.rows * part / parts_; i < end; i += kRows) {
       const int64_t here = std::min(kRows, end - i);
       float y[kRows][kStarts];
       for (int64_t r = 0; r < here; ++r) {
         const int64_t at = (i + r) * cols;
-        first_row(a, s_.w + at, s_.g + at, s_.m + at, s_.v + at, rows(part) + r * pad_, start(0), pad_, cols, y[r]);
+        float* u = update(part, i + r, r);
+        first_row(a, s_.w + at, s_.g + at, s_.m + at, s_.v + at, u, start(0), pad_, cols, y[r]);
       }
+      const int64_t next = (i + here) * cols;
+      each(0, 2 * cols, [&](int64_t j, auto) {  // memory must not wait for the sums
+        fetch(s_.g + next + j);
+        fetch(s_.w + next + j);
+        fetch_to_write(s_.m + next + j);
+        fetch_to_write(s_.v + next + j);
+      });
       add_rows<1>(sum(part, 0), pad_, y, 0, s_.w + i * cols, cols, here, cols);
-      add_rows<3>(sum(part, 1), pad_, y, 1, rows(part), pad_, here, cols);
+      add_rows<3>(sum(part, 1), pad_, y, 1, update(part, i, 0), stride, here, cols);
       count(part, y, here);
       if (Write) write_rows(part, i, here, 1.0);
     }
@@ -231,34 +168,34 @@ class Bounded {
     const float decay = static_cast<float>(1.0 - o_.lr * factor * o_.weight_decay);
     const float amount = static_cast<float>(-(o_.lr * factor / s_.correction));
     for (int64_t r = 0; r < count; ++r) {
-      float* w = s_.w + (row + r) * s_.cols;
-      const float* u = rows(part) + r * pad_;
-      each(0, s_.cols, [&](int64_t j, auto n) { store(w + j, load(w + j, n) * decay + amount * load(u + j, n), n); });
+      write_row(s_.w + (row + r) * s_.cols, update(part, row + r, r), decay, amount, s_.cols);
     }
   }
 
-  // One more iteration of W from its vector and of U from two, or the write, or both. From the last row to the
-  // first: those that came last before are still in the caches.
+  // One more iteration of W from its vector and of U from two, or the write, or both.
   template <bool Iterate, bool Write>
   void later(int64_t part, double factor) {
     if (Iterate) clear(part, 3);
-    const int64_t cols = s_.cols, begin = s_.rows * part / parts_, end = s_.rows * (part + 1) / parts_;
+    const int64_t cols = s_.cols, stride = kept_ ? cols : pad_;
+    const int64_t begin = s_.rows * part / parts_, end = s_.rows * (part + 1) / parts_;
     const AdamScalars a = s_.adam;
     const float decay = static_cast<float>(1.0 - o_.lr * factor * o_.weight_decay);
     const float amount = static_cast<float>(-(o_.lr * factor / s_.correction));
-    for (int64_t i = begin + (end - begin - 1) / kRows * kRows; i >= begin; i -= kRows) {
+    for (int64_t i = begin; i < end; i += kRows) {
       const int64_t here = std::min(kRows, end - i);
       if (!Iterate) {
-        write_row(a, s_.w + i * cols, s_.m + i * cols, s_.v + i * cols, decay, amount, here * cols);
+        write(i * cols, here * cols, decay, amount);
         continue;
       }
       float y[kRows][kStarts] = {};
       for (int64_t r = 0; r < here; ++r) {
         const int64_t at = (i + r) * cols;
-        later_row(a, s_.w + at, s_.m + at, s_.v + at, rows(part) + r * pad_, start(0), pad_, cols, y[r]);
+        float* u = update(part, i + r, r);
+        if (!kept_) update_row(a, s_.m + at, s_.v + at, u, cols);
+        later_row(s_.w + at, u, start(0), pad_, cols, y[r]);
       }
       add_rows<1>(sum(part, 0), pad_, y, 0, s_.w + i * cols, cols, here, cols);
-      add_rows<2>(sum(part, 1), pad_, y, 1, rows(part), pad_, here, cols);
+      add_rows<2>(sum(part, 1), pad_, y, 1, update(part, i, 0), stride, here, cols);
       count(part, y, here);
       if (Write) write_rows(part, i, here, factor);
     }
@@ -267,12 +204,16 @@ class Bounded {
   // Take back a step that was written with the factor `old` and make it with `better`.
   void correct(int64_t part, double old, double better) {
     const int64_t begin = s_.rows * part / parts_ * s_.cols, end = s_.rows * (part + 1) / parts_ * s_.cols;
-    const AdamScalars a = s_.adam;
     const double decays[2] = {1.0 - o_.lr * old * o_.weight_decay, 1.0 - o_.lr * better * o_.weight_decay};
     const float decay = static_cast<float>(decays[1] / decays[0]);
     // w = (w1 + lr old u)/decay1, and w2 = decay2 w - lr better u
     const float amount = static_cast<float>(o_.lr / s_.correction * (old * decays[1] / decays[0] - better));
-    write_row(a, s_.w + begin, s_.m + begin, s_.v + begin, decay, amount, end - begin);
+    write(begin, end - begin, decay, amount);
+  }
+
+  void write(int64_t at, int64_t count, float decay, float amount) {
+    if (kept_) return write_row(s_.w + at, kept_ + at, decay, amount, count);
+    write_row(s_.adam, s_.w + at, s_.m + at, s_.v + at, decay, amount, count);
   }
 
   // sigma of every start from the parts' sums; the best become the starts of the next iteration.
@@ -319,6 +260,7 @@ class Bounded {
   const Options& o_;
   int64_t parts_, pad_;
   float* space_;
+  float* kept_ = nullptr;
   std::vector<double> squares_;
   bool seen_weight_ = false, seen_update_ = false;
 };
@@ -344,15 +286,20 @@ inline at::Tensor adam_spectral(const Tensors& params, const Tensors& grads, con
     }
   }
   Pool pool;
-  int64_t widest = 0;
-  for (const auto& section : sections) widest = std::max(widest, section.cols);
   const int64_t parts = pool.parts();
-  float* space = scratch(std::max(Bounded::need(widest, parts), parts * Bounded::need(widest, 1)));
+  int64_t whole = 0, alone = 0;  // scratch of a section that all threads step together, and one by itself
+  for (const auto& section : sections) {
+    const int64_t count = section.rows * section.cols;
+    int64_t& most = count < kSmall ? alone : whole;
+    const int64_t need = Bounded::need(section.cols, count < kSmall ? 1 : parts) + (count <= kKept ? padded(count) : 0);
+    most = std::max(most, need);
+  }
+  float* space = scratch(std::max(whole, parts * alone));
   pool.run([&](int64_t part) {
     int64_t turn = 0;
     for (auto& section : sections) {
       if (section.rows * section.cols >= kSmall || turn++ % parts != part) continue;
-      Bounded(section, options, 1, space + part * Bounded::need(widest, 1)).step([](const auto& f) { f(0); });
+      Bounded(section, options, 1, space + part * alone).step([](const auto& f) { f(0); });
     }
   });
   for (auto& section : sections) {
