@@ -104,3 +104,25 @@ def test_a_precision_of_its_own_takes_the_eager_step():
 def test_compile_and_fused_exclude_each_other():
     with pytest.raises(ValueError, match="choose one"):
         AdamW2([nn.Parameter(torch.ones(2, 2))], compile=True, fused=True)
+
+
+@pytest.mark.parametrize("build", [AdamW2, GIAdamW, LionAR], ids=lambda build: build.__name__)
+def test_non_finite_gradients_and_lr_zero_change_nothing(build):
+    model = make_model()
+    optimizer = build(parameter_groups(model), 1e-2, fused=True)
+    train(model, optimizer, 3)
+    before = weights(model), copy.deepcopy(optimizer.state_dict()["state"])
+    for bad in (float("nan"), float("inf")):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        parameter.grad.view(-1)[-1] = bad
+        optimizer.step()
+    assert optimizer.skipped_steps == 2
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert_equal(before[0], weights(model))
+    for key, entries in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, before[1][key][name]) for name, value in entries.items())

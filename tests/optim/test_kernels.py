@@ -352,3 +352,25 @@ def test_what_is_missing_is_named(monkeypatch):
         with pytest.raises(RuntimeError, match=r"pip install warmfree\[fused\].*no ninja"):
             kernels.load()
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_square_sums(threads):
+    torch.manual_seed(0)
+    tensors = [torch.randn(shape) for shape in ((), (1,), (7, 13), (130,), (64, 64), (300, 501), (70_001,))]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = kernels.square_sums(tensors)
+        exact = torch.stack([tensor.double().square().sum() for tensor in tensors])
+        torch.testing.assert_close(found, exact, rtol=1e-6, atol=0)
+        for bad in (float("nan"), float("inf"), 1e30):
+            for place in (0, 35_000, 70_000):
+                tensors[-1] = torch.randn(70_001)
+                tensors[-1][place] = bad
+                sums = kernels.square_sums(tensors)
+                assert sums[:-1].isfinite().all()
+                assert not sums[-1].isfinite() or bad == 1e30  # in double where it is one of the last few
+        assert kernels.square_sums([torch.zeros(5000)]).item() == 0
+    finally:
+        torch.set_num_threads(before)

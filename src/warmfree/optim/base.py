@@ -259,6 +259,9 @@ class SizedOptimizer(ControlledOptimizer):
             return None
         return fused.fits(parameter, gradient, self.state[parameter], place, controls, group, self.direction)
 
+    def _lengths(self, tensors: list[Tensor]) -> Sequence[Tensor]:
+        return fused.lengths(tensors) if self.fused else super()._lengths(tensors)
+
     def _capturing(self) -> bool:
         return self.capturable and is_capturing()
 

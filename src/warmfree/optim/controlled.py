@@ -204,7 +204,10 @@ class ControlledOptimizer(Optimizer):
     def _sizes(self, members: list[Member], tensors: Sequence[Tensor]) -> list[float]:
         """Sizes of the members' gradients or weights from their local parts, alike in all processes."""
         peers = [self._place(parameter, self.param_groups[index]).peers for index, _, parameter in members]
-        return norms.magnitudes(tensors, agreement(peers))
+        return norms.magnitudes(tensors, agreement(peers), self._lengths)
+
+    def _lengths(self, tensors: list[Tensor]) -> Sequence[Tensor]:
+        return torch._foreach_norm(tensors)
 
     def _buckets(
         self, members: Sequence[Member], gradients: Sequence[Tensor], *, together: bool | None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from warmfree.optim import kernels
@@ -37,6 +39,13 @@ def fits(
     if not (known and isinstance(direction, Adam | Lion) and place.signature is None):
         return False
     return kernels.takes(parameter, gradient, *(state[name] for name in direction.buffer_names))
+
+
+def lengths(tensors: list[Tensor]) -> Sequence[Tensor]:
+    """Return the l2 norm of each tensor, read in one go where there is a kernel for all of them."""
+    if all(kernels.takes(tensor, tensor) for tensor in tensors):
+        return kernels.square_sums(tensors).sqrt().unbind()
+    return torch._foreach_norm(tensors)
 
 
 def step(bucket: Bucket, direction: Direction) -> Reports | None:

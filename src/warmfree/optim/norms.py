@@ -26,7 +26,9 @@ def scalar_dtype(device: torch.device) -> torch.dtype:
 
 
 def magnitudes(
-    tensors: Sequence[Tensor], agree: Callable[[Tensor, Sequence[int]], Tensor] | None = None
+    tensors: Sequence[Tensor],
+    agree: Callable[[Tensor, Sequence[int]], Tensor] | None = None,
+    lengths: Callable[[list[Tensor]], Sequence[Tensor]] = torch._foreach_norm,
 ) -> list[float]:
     """Return a size of each tensor that is 0 for a zero one alone, and finite for a finite one alone.
 
@@ -36,6 +38,7 @@ def magnitudes(
     Args:
         tensors: of any shapes and types.
         agree: adds up, over the processes that hold the other parts, float64 values of the tensors at given indices.
+        lengths: returns l2 norms; what overflows must be inf.
 
     Example:
         >>> magnitudes([torch.tensor([3.0, 4.0]), torch.tensor([1e30]), torch.tensor([1e-30]), torch.zeros(2)])
@@ -52,7 +55,8 @@ def magnitudes(
             found = torch.zeros(len(indices), dtype=scalar_dtype(device), device=device)
             here = [place for place, index in enumerate(indices) if tensors[index].numel()]
             if here:
-                norms = torch._foreach_norm([tensors[indices[place]] for place in here], order)
+                chosen = [tensors[indices[place]] for place in here]
+                norms = lengths(chosen) if order == 2.0 else torch._foreach_norm(chosen, order)
                 found[here] = torch.stack([value.to(found.dtype) for value in norms])
             if agree is not None:
                 found = agree(found**2, indices).sqrt()

@@ -93,6 +93,12 @@ def takes(parameter: Tensor, gradient: Tensor, *state: Tensor) -> bool:
     )
 
 
+def square_sums(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sum of squares of each tensor, float64; inf where a square is no float32, NaN where one is NaN."""
+    sums: Tensor = load().square_sums(tensors)
+    return sums
+
+
 def adam(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

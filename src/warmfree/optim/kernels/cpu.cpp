@@ -110,12 +110,48 @@ at::Tensor lion_angular(const Tensors& params, const Tensors& grads, const Tenso
   });
 }
 
+// Sums of squares, in blocks whose float32 sums go into a double. A span is read at eight places at once: one stream
+// keeps too few cache lines on their way to use the memory's bandwidth.
+at::Tensor square_sums(const Tensors& tensors) {
+  constexpr int64_t kStreams = 8, kBlock = 64 * kLanes;
+  Pool pool;
+  const int64_t count = static_cast<int64_t>(tensors.size());
+  const auto runs = cut(tensors, std::vector<int64_t>(tensors.size(), kLanes), pool.parts());
+  at::Tensor partial = at::zeros({pool.parts(), count}, at::kDouble);
+  double* sums = partial.data_ptr<double>();
+  pool.run([&](int64_t part) {
+    for (const Span& span : runs[part]) {
+      const float* x = floats(tensors[span.tensor]);
+      const int64_t length = (span.end - span.begin) / kStreams / kLanes * kLanes;
+      double total = 0.0;
+      for (int64_t at = 0; at < length; at += kBlock) {
+        Lanes squares[kStreams] = {};
+        const int64_t stop = std::min(at + kBlock, length);
+        for (int64_t j = span.begin + at; j < span.begin + stop; j += kLanes) {
+          for (int64_t k = 0; k < kStreams; ++k) {
+            const float* from = x + j + k * length;
+            fetch(from);
+            const Lanes value = load(from, Full{});
+            squares[k] += value * value;
+          }
+        }
+        for (int64_t k = 0; k < kStreams; ++k)
+          for (int64_t lane = 0; lane < kLanes; ++lane) total += squares[k][lane];
+      }
+      for (int64_t j = span.begin + kStreams * length; j < span.end; ++j) total += double(x[j]) * x[j];
+      sums[part * count + span.tensor] += total;
+    }
+  });
+  return partial.sum(0);
+}
+
 }  // namespace warmfree
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   using release = pybind11::call_guard<pybind11::gil_scoped_release>;
   module.def("adam", &warmfree::adam, release());
   module.def("lion", &warmfree::lion, release());
+  module.def("square_sums", &warmfree::square_sums, release());
   module.def("adam_spectral", &warmfree::adam_spectral, release());
   module.def("adam_angular", &warmfree::adam_angular, release());
   module.def("lion_angular", &warmfree::lion_angular, release());
