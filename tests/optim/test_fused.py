@@ -8,7 +8,7 @@ from problems import OPTIMIZERS, assert_equal, make_model, train, weights
 from torch import nn
 
 from warmfree import AdamW2, GIAdamW, LionAR, parameter_groups
-from warmfree.optim import Precision
+from warmfree.optim import Precision, kernels
 
 pytest.importorskip("ninja")
 
@@ -126,3 +126,22 @@ def test_non_finite_gradients_and_lr_zero_change_nothing(build):
     assert_equal(before[0], weights(model))
     for key, entries in optimizer.state_dict()["state"].items():
         assert all(torch.equal(value, before[1][key][name]) for name, value in entries.items())
+
+
+@pytest.mark.parametrize("name", ["AdamW2", "GIAdamW", "LionA", "LionAR", "RotationalAdamW", "AdamD"])
+def test_the_kernels_are_what_steps(name, monkeypatch):
+    called = []
+    for kernel in ("adam", "lion", "adam_spectral", "adam_angular", "lion_angular", "square_sums"):
+        original = getattr(kernels, kernel)
+
+        def noted(*args, kernel=kernel, original=original, **options):
+            called.append(kernel)
+            return original(*args, **options)
+
+        monkeypatch.setattr(kernels, kernel, noted)
+    model = make_model()
+    optimizer = OPTIMIZERS[name](parameter_groups(model), fused=True)
+    train(model, optimizer, 2)
+    direction = "lion" if name.startswith("Lion") else "adam"
+    size = {"AdamW2": ["adam_spectral"], "LionAR": ["lion_angular"], "RotationalAdamW": ["adam_angular"]}
+    assert set(called) == {direction, "square_sums", *size.get(name, [])}

@@ -256,7 +256,7 @@ class ControlledOptimizer(Optimizer):
                 alone,
             )
             bucket = buckets.setdefault(
-                alike, Bucket(group_index, group, controls, place.peers, counts, fresh)
+                alike, Bucket(group_index, group, controls, place.peers, counts, fresh, treatment)
             )
             bucket.add(index, parameter, gradient, place, state)
         return list(buckets.values())
