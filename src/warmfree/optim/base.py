@@ -169,6 +169,8 @@ class SizedOptimizer(ControlledOptimizer):
                 f"{type(self).__name__} takes nothing from the first gradient: there is nothing to prime"
             )
         members = self._members()
+        for group_index, _, parameter in members:
+            self._place(parameter, self.param_groups[group_index])
         if any(self.state[parameter]["started"] != 0 for _, _, parameter in members):
             raise RuntimeError(
                 "prime() must be called once, before the first step: a parameter has already started"

@@ -72,7 +72,7 @@ class Bucket:
         self.gradients.append(gradient)
         self.layouts.append(place.layout)
         self.parts.append(place.part)
-        self.states.append(local_state(state))
+        self.states.append(state if place.signature is None else local_state(state))
 
     def wide_gradients(self) -> list[Tensor]:
         """Return the gradients in the type that updates are computed in, their sign turned to go up if so asked."""

@@ -172,6 +172,8 @@ class ControlledOptimizer(Optimizer):
                 loss = closure()
         members = self._members()
         self._check_attached(members)
+        for group_index, _, parameter in members:
+            self._place(parameter, self.param_groups[group_index])
         gradients = [local_gradient(parameter) for _, _, parameter in members]
         values: dict[str, dict[str, Tensor]] = {}
         self._calls += 1
@@ -203,7 +205,7 @@ class ControlledOptimizer(Optimizer):
 
     def _sizes(self, members: list[Member], tensors: Sequence[Tensor]) -> list[float]:
         """Sizes of the members' gradients or weights from their local parts, alike in all processes."""
-        peers = [self._place(parameter, self.param_groups[index]).peers for index, _, parameter in members]
+        peers = [self._places[parameter].peers for _, _, parameter in members]
         return norms.magnitudes(tensors, agreement(peers), self._lengths)
 
     def _lengths(self, tensors: list[Tensor]) -> Sequence[Tensor]:
@@ -227,7 +229,7 @@ class ControlledOptimizer(Optimizer):
             group = self.param_groups[group_index]
             if parameter.numel() == 0:
                 continue
-            place, state = self._place(parameter, group), self.state[parameter]
+            place, state = self._places[parameter], self.state[parameter]
             controls = tuple(c for c in self.controls if c.claims(parameter, place.layout, group))
             counters = ("step", *(name for control in controls for name in control.counters))
             if capturing:  # in replays all of them go on together from where they are

@@ -58,9 +58,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def local_state(state: dict[str, Any]) -> dict[str, Any]:
     """Return a state with the local part of each entry."""
-    if any(is_sharded(value) for value in state.values()):
-        return {name: local(value) for name, value in state.items()}
-    return state
+    return {name: local(value) for name, value in state.items()}
 
 
 def local_gradient(parameter: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ class WrappedOptimizer(ControlledOptimizer):
 
     def _controls_of(self, member: Member) -> list[SizeControl]:
         group, parameter = self.param_groups[member[0]], member[2]
-        layout = self._place(parameter, group).layout
+        layout = self._places[parameter].layout
         return [control for control in self.controls if control.claims(parameter, layout, group)]
 
     def _size(self, bucket: Bucket) -> list[dict[str, Tensor]]:

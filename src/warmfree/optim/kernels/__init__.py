@@ -83,14 +83,8 @@ def takes(parameter: Tensor, gradient: Tensor, *state: Tensor) -> bool:
         >>> takes(torch.zeros(2, 3), torch.zeros(2, 3)), takes(torch.zeros(2, 3), torch.zeros(3, 2).T)
         (True, False)
     """
-    return parameter.numel() > 0 and all(
-        tensor.device.type == "cpu"
-        and tensor.dtype == torch.float32
-        and tensor.layout == torch.strided
-        and tensor.shape == parameter.shape
-        and tensor.is_contiguous()
-        for tensor in (parameter, gradient, *state)
-    )
+    fitting: bool = load().takes((parameter, gradient, *state))
+    return fitting
 
 
 def square_sums(tensors: Sequence[Tensor]) -> Tensor:

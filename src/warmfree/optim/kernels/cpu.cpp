@@ -110,6 +110,14 @@ at::Tensor lion_angular(const Tensors& params, const Tensors& grads, const Tenso
   });
 }
 
+// Whether the kernels can step tensors together: parameter, gradient, moments.
+bool takes(const Tensors& tensors) {
+  return tensors[0].numel() > 0 && std::all_of(tensors.begin(), tensors.end(), [&](const at::Tensor& tensor) {
+    return tensor.device().is_cpu() && tensor.scalar_type() == at::kFloat && tensor.layout() == at::kStrided &&
+           tensor.sizes() == tensors[0].sizes() && tensor.is_contiguous();
+  });
+}
+
 // Sums of squares, in blocks whose float32 sums go into a double. A span is read at eight places at once: one stream
 // keeps too few cache lines on their way to use the memory's bandwidth.
 at::Tensor square_sums(const Tensors& tensors) {
@@ -151,6 +159,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   using release = pybind11::call_guard<pybind11::gil_scoped_release>;
   module.def("adam", &warmfree::adam, release());
   module.def("lion", &warmfree::lion, release());
+  module.def("takes", &warmfree::takes);
   module.def("square_sums", &warmfree::square_sums, release());
   module.def("adam_spectral", &warmfree::adam_spectral, release());
   module.def("adam_angular", &warmfree::adam_angular, release());
