@@ -112,6 +112,24 @@ class AngularControl:
             ]
         return {"kept_norm": zeros[0], "update_norm_sq": zeros[1]}
 
+    def scalars(
+        self, group: Mapping[str, Any], *, counts: Mapping[str, Number], momentum: Number
+    ) -> dict[str, Number]:
+        """Return the equilibrium angle, in radians, its correction, and that of the averaged update norm."""
+        if "turns" not in counts:  # at lr 0
+            return {}
+        lr, rate = group["lr"], 2 * group["weight_decay"] * equilibrium_rms(momentum) ** 2
+        if group["angle_schedule"] == "linear":
+            peak = lr if group["peak_lr"] is None else group["peak_lr"]
+            angle = (rate * peak) ** 0.5 * lr / peak
+        else:
+            angle = (rate * lr) ** 0.5
+        return {
+            "angle": angle,
+            "angle_correction": 1 - momentum ** counts["step"] if group["inverse_bias_correction"] else 1.0,
+            "average_correction": 1 - group["update_norm_decay"] ** counts["turns"],
+        }
+
     def __call__(self, move: Move) -> None:
         """Make each update tangential, and its step size the one that turns the weight by the angle."""
         if move.still:
@@ -119,9 +137,7 @@ class AngularControl:
         self._check(move)
         if "turns" in move.fresh and move.group["zero_mean"]:
             self._centre_weights(move)
-        updates = [
-            move.update.dense(index) / correction for index, correction in enumerate(move.update.corrections)
-        ]
+        updates = [move.update.whole(index) for index in range(len(move.weights))]
         kept = [state["kept_norm"] for state in move.states]
         weight_norms = self._norms(move.weights, move)
         self._latch(move, weight_norms)
@@ -133,9 +149,7 @@ class AngularControl:
             radial = products[index] / torch.where(square > 0, square, 1.0)
             updates[index] = updates[index] - torch.where(kept[index] > 0, radial, 0.0) * weight
         lengths = self._norms(updates, move)
-        equilibrium, correction = self.angle(
-            move.group, lr=move.lr, momentum=move.momentum, step=move.counts["step"]
-        )
+        equilibrium, correction = move.scalars["angle"], move.scalars["angle_correction"]
         for index, weight in enumerate(move.weights):
             # What rounding leaves of a radial update is no direction to turn to.
             noise = _ROUNDING * torch.finfo(weight.dtype).eps * wholes[index]
@@ -232,24 +246,11 @@ class AngularControl:
             kept.copy_(torch.where((kept == 0) & born, norm, kept))
 
     @staticmethod
-    def angle(
-        group: Mapping[str, Any], *, lr: Number, momentum: Number, step: Number
-    ) -> tuple[Number, Number]:
-        """Return the equilibrium angle at a learning rate, in radians, and the correction to multiply it by."""
-        rate = 2 * group["weight_decay"] * equilibrium_rms(momentum) ** 2
-        if group["angle_schedule"] == "linear":
-            peak = lr if group["peak_lr"] is None else group["peak_lr"]
-            angle = (rate * peak) ** 0.5 * lr / peak
-        else:
-            angle = (rate * lr) ** 0.5
-        return angle, 1 - momentum**step if group["inverse_bias_correction"] else 1.0
-
-    @staticmethod
     def _divisor(length: Tensor, move: Move, index: int) -> Tensor:
         """Return what to divide the tangential update by, 0 for no turn."""
         divisor, decay = length, move.group["update_norm_decay"]
         average = move.states[index]["update_norm_sq"]
         average.add_((length * length - average) * (1 - decay))
         if isinstance(decay, Tensor) or decay > 0:
-            divisor = (average / (1 - decay ** move.counts["turns"])).sqrt()
+            divisor = (average / move.scalars["average_correction"]).sqrt()
         return torch.where(length > 0, divisor + move.group["rotational_eps"], 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from warmfree.optim.move import Move
+from warmfree.optim.move import Move, of_type
 
 
 def apply_move(move: Move) -> None:
@@ -26,7 +26,7 @@ def apply_move(move: Move) -> None:
     ]
     for weight, size, decay in zip(move.weights, move.step_sizes, move.decays, strict=True):
         if isinstance(decay, Tensor) or decay != 0:
-            weight.mul_(1 - size * decay)
+            weight.mul_(of_type(1 - size * decay, weight))
 
     numbers = [amount for amount in amounts if not isinstance(amount, Tensor)]
     if len(numbers) == len(amounts):
@@ -36,7 +36,7 @@ def apply_move(move: Move) -> None:
             torch._foreach_addcdiv_(move.weights, move.update.numerators, move.update.denominators, numbers)
         return
     for index, (weight, amount) in enumerate(zip(move.weights, amounts, strict=True)):
-        scaled = move.update.numerators[index] * amount
+        scaled = move.update.numerators[index] * of_type(amount, weight)
         if move.update.denominators is None:
             weight.add_(scaled)
         else:

@@ -232,14 +232,15 @@ class SizedOptimizer(ControlledOptimizer):
             state.get("master_weight", parameter).to(gradient.dtype)
             for state, parameter, gradient in zip(bucket.states, parameters, gradients, strict=True)
         ]
-        step = bucket.counts["step"]
+        momentum = self._averaging(group)
+        scalars = self.direction.scalars(group, step=bucket.counts["step"])
         reports = make_move(
             bucket,
             weights,
-            self.direction(gradients, buffers, steps=[step] * len(weights), group=group),
+            self.direction(gradients, buffers, scalars=scalars, group=group),
             group=group,
-            counts=bucket.counts,
-            momentum=self._averaging(group),
+            scalars=bucket.scalars(group, momentum=momentum),
+            momentum=momentum,
             decay=float(group["weight_decay"]),
             still=not capturing and group["lr"] == 0,
             report_norms=self.report_norms,

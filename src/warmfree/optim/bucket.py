@@ -79,6 +79,13 @@ class Bucket:
         wide = [gradient.to(compute_dtype(gradient)) for gradient in self.gradients]
         return list(torch._foreach_neg(wide)) if self.group.get("maximize") else wide
 
+    def scalars(self, group: Mapping[str, Any], *, momentum: Number) -> dict[str, Number]:
+        """Return what the controls compute from numbers alone."""
+        found: dict[str, Number] = {}
+        for control in self.controls:
+            found |= control.scalars(group, counts=self.counts, momentum=momentum)
+        return found
+
     def advance(self) -> None:
         """Write this step's counters to the states."""
         for state in self.states:
@@ -95,7 +102,7 @@ def make_move(
     update: Update,
     *,
     group: Mapping[str, Any],
-    counts: Mapping[str, Number],
+    scalars: Mapping[str, Number],
     momentum: Number,
     decay: Number,
     still: bool,
@@ -112,7 +119,7 @@ def make_move(
         layouts=bucket.layouts,
         parts=bucket.parts,
         peers=bucket.peers,
-        counts=counts,
+        scalars=scalars,
         fresh=bucket.fresh,
         group=group,
         lr=group["lr"],
@@ -131,9 +138,7 @@ def make_move(
 
 def _note_norms(move: Move) -> None:
     """Note norms of updates and weights, over all processes."""
-    updates = [
-        move.update.dense(index) / correction for index, correction in enumerate(move.update.corrections)
-    ]
+    updates = [move.update.whole(index) for index in range(len(move.weights))]
     squares = [
         torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)) ** 2
         for tensor in (*updates, *move.weights)

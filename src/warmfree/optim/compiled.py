@@ -40,7 +40,7 @@ class Recipe:
         parts: what of it is here: all.
         options: the group's options that are not numbers.
         numbers: names of those that are, in the order of the tensor that holds them; of betas name and place.
-        counters: names of the counters that follow.
+        scalars: names of what follows: what direction and controls computed from numbers alone.
     """
 
     direction: Direction
@@ -49,7 +49,7 @@ class Recipe:
     parts: tuple[Part, ...]
     options: tuple[tuple[str, Any], ...]
     numbers: tuple[tuple[str, int | None], ...]
-    counters: tuple[str, ...]
+    scalars: tuple[str, ...]
 
     def group(self, numbers: Tensor) -> dict[str, Any]:
         """Return the group's options, the numbers as 0-D tensors."""
@@ -58,9 +58,9 @@ class Recipe:
             group[name] = number if place is None else (*group.get(name, ()), number)
         return group
 
-    def counts(self, numbers: Tensor) -> dict[str, Number]:
-        """Return the counters as 0-D tensors."""
-        return dict(zip(self.counters, numbers.unbind()[len(self.numbers) :], strict=True))
+    def named(self, numbers: Tensor) -> dict[str, Number]:
+        """Return the scalars as 0-D tensors."""
+        return dict(zip(self.scalars, numbers.unbind()[len(self.numbers) :], strict=True))
 
 
 def takes(bucket: Bucket) -> bool:
@@ -90,7 +90,10 @@ def step(bucket: Bucket, direction: Direction, defaults: Mapping[str, Any]) -> R
         else:
             numbers.append((name, None))
             values.append(float(value))
-    values += map(float, bucket.counts.values())
+    group = {**bucket.group, "lr": float(bucket.group["lr"])}
+    scalars = direction.scalars(group, step=bucket.counts["step"])
+    scalars |= bucket.scalars(group, momentum=direction.averaging(group))
+    values += map(float, scalars.values())
     recipe = Recipe(
         direction,
         bucket.controls,
@@ -98,7 +101,7 @@ def step(bucket: Bucket, direction: Direction, defaults: Mapping[str, Any]) -> R
         tuple(bucket.parts),
         tuple(options),
         tuple(numbers),
-        tuple(bucket.counts),
+        tuple(scalars),
     )
     device = bucket.parameters[0].device
     packed = torch.tensor(values, dtype=norms.scalar_dtype(device)).to(device, non_blocking=True)
@@ -114,7 +117,7 @@ def region_of(
     def advance(
         parameters: list[Tensor], gradients: list[Tensor], states: list[dict[str, Any]], numbers: Tensor
     ) -> Reports:
-        group, counts = recipe.group(numbers), recipe.counts(numbers)
+        group, scalars = recipe.group(numbers), recipe.named(numbers)
         dtype = norms.compute_dtype(parameters[0])
         bucket = Bucket(0, group, recipe.controls, Peers(), {})
         bucket.layouts, bucket.parts, bucket.states = list(recipe.layouts), list(recipe.parts), states
@@ -125,9 +128,9 @@ def region_of(
         reports = make_move(
             bucket,
             weights,
-            recipe.direction(wide, buffers, steps=[counts["step"]] * len(wide), group=group),
+            recipe.direction(wide, buffers, scalars=scalars, group=group),
             group=group,
-            counts=counts,
+            scalars=scalars,
             momentum=recipe.direction.averaging(group),
             decay=group["weight_decay"],
             still=False,

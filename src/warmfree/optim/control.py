@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from warmfree.optim.move import Layout, Move
+from warmfree.optim.move import Layout, Move, Number
 
 NonFinite = Literal["skip", "raise", "ignore"]
 
@@ -32,6 +33,11 @@ class SizeControl(Protocol):
 
     def new_state(self, parameter: Tensor, layout: Layout, group: dict[str, Any]) -> dict[str, Tensor]:
         """State of a parameter, before its first step, without its counters."""
+
+    def scalars(
+        self, group: Mapping[str, Any], *, counts: Mapping[str, Number], momentum: Number
+    ) -> dict[str, Number]:
+        """What a step needs that depends on numbers alone; computed outside of compiled code."""
 
     def __call__(self, move: Move) -> None:
         """Change the step sizes, decays or updates of a move."""

@@ -8,14 +8,14 @@ compiled step.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from warmfree.optim.move import Number, Update
+from warmfree.optim.move import Number, Update, of_type
 
 Options = Mapping[str, Any]
 Buffers = Mapping[str, list[Tensor]]
@@ -44,8 +44,11 @@ class Direction(Protocol):
     def averaging(self, group: Options) -> Number:
         """Constant b of the moving average that the update is made of; sets its equilibrium size."""
 
+    def scalars(self, group: Options, *, step: Number) -> dict[str, Number]:
+        """What a step needs that depends on numbers alone; computed outside of compiled code."""
+
     def __call__(
-        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[Number], group: Options
+        self, gradients: list[Tensor], buffers: Buffers, *, scalars: Mapping[str, Number], group: Options
     ) -> Update:
         """Update the buffers and return the update."""
 
@@ -70,10 +73,11 @@ def adam_update(
     averages: list[Tensor],
     squares: list[Tensor],
     *,
-    steps: Sequence[Number],
     beta1: Number,
     beta2: Number,
     eps: Number,
+    correction1: Number,
+    root2: Number,
     correct_momentum: bool = True,
 ) -> Update:
     r"""Adam: :math:`u = \hat m / (\sqrt{\hat v} + \epsilon)`.
@@ -82,26 +86,25 @@ def adam_update(
         gradients: one tensor per weight.
         averages: first moments m, updated to b1*m + (1-b1)*g.
         squares: second moments v, updated to b2*v + (1-b2)*g^2.
-        steps: t of each tensor, 1 at the first step.
         beta1: b1 in [0, 1).
         beta2: b2 in [0, 1).
         eps: added to the root, at least 0.
+        correction1: 1 - b1^t at step t, 1 being the first.
+        root2: the root of 1 - b2^t.
         correct_momentum: divide m by 1 - b1^t. False gives AdamD, whose first updates are smaller by that factor.
 
     Reference: Kingma & Ba 2015; St John 2021 (AdamD).
     """
-    corrections1 = [1 - beta1**step for step in steps]
-    roots = [(1 - beta2**step) ** 0.5 for step in steps]
     _blend_(averages, gradients, 1 - beta1)
     if isinstance(beta2, Tensor):
         for square, gradient in zip(squares, gradients, strict=True):
-            square.mul_(beta2).add_(gradient * gradient * (1 - beta2))
-        denominators = [square.sqrt() / root + eps for square, root in zip(squares, roots, strict=True)]
+            square.mul_(of_type(beta2, square)).add_(gradient * gradient * of_type(1 - beta2, square))
+        denominators = [square.sqrt() / of_type(root2, square) + of_type(eps, square) for square in squares]
     else:
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
         denominators = list(torch._foreach_sqrt(squares))
-        torch._foreach_div_(denominators, roots)
+        torch._foreach_div_(denominators, root2)
         torch._foreach_add_(denominators, eps)
     if isinstance(eps, Tensor) or eps == 0:
         # 0/0 where no gradient has come whose square is above 0: no update, not NaN or inf
@@ -110,10 +113,10 @@ def adam_update(
     return Update(
         numerators=list(averages),
         denominators=denominators,
-        corrections=corrections1 if correct_momentum else [1.0] * len(steps),
+        corrections=[correction1 if correct_momentum else 1.0] * len(averages),
         gradients=gradients,
         momenta=averages,
-        momentum_scales=[1 / correction for correction in corrections1],
+        momentum_scales=[1 / correction1] * len(averages),
     )
 
 
@@ -121,9 +124,10 @@ def lion_update(
     gradients: list[Tensor],
     averages: list[Tensor],
     *,
-    steps: Sequence[Number],
     momentum: Number,
     nesterov: bool,
+    scale: Number,
+    correction: Number,
 ) -> Update:
     r"""Lion with one momentum constant: :math:`u = \kappa\,\mathrm{sign}(c)`, of RMS :math:`\kappa` at every step.
 
@@ -133,9 +137,10 @@ def lion_update(
     Args:
         gradients: one tensor per weight.
         averages: momenta m, updated.
-        steps: t of each tensor, 1 at the first step.
         momentum: b in [0, 1).
         nesterov: look one step ahead.
+        scale: kappa.
+        correction: 1 - b^t at step t, 1 being the first.
 
     Reference: Kosson et al. 2024 (LionA); the constant is derived here, see `equilibrium_rms`.
     """
@@ -144,29 +149,24 @@ def lion_update(
     return Update(
         numerators=list(torch._foreach_sign(signs)),
         denominators=None,
-        corrections=[1 / equilibrium_rms(momentum)] * len(steps),
+        corrections=[1 / scale] * len(averages),
         gradients=gradients,
         momenta=averages,
-        momentum_scales=[1 / (1 - momentum**step) for step in steps],
+        momentum_scales=[1 / correction] * len(averages),
     )
 
 
 def sgd_update(
-    gradients: list[Tensor],
-    buffers: list[Tensor],
-    *,
-    steps: Sequence[Number],
-    momentum: Number,
-    nesterov: bool,
+    gradients: list[Tensor], buffers: list[Tensor], *, momentum: Number, nesterov: bool, correction: Number
 ) -> Update:
     r"""SGD with momentum: :math:`m \leftarrow bm + g`, :math:`u = m`, or :math:`g + bm` with Nesterov momentum.
 
     Args:
         gradients: one tensor per weight.
         buffers: momenta m, updated.
-        steps: t of each tensor, 1 at the first step.
         momentum: b in [0, 1).
         nesterov: look one step ahead.
+        correction: 1 - b^t at step t, 1 being the first.
 
     Reference: Sutskever et al. 2013, in the form of torch.optim.SGD.
     """
@@ -178,10 +178,10 @@ def sgd_update(
     return Update(
         numerators=updates,
         denominators=None,
-        corrections=[1.0] * len(steps),
+        corrections=[1.0] * len(buffers),
         gradients=gradients,
         momenta=buffers,
-        momentum_scales=[(1 - momentum) / (1 - momentum**step) for step in steps],
+        momentum_scales=[(1 - momentum) / correction] * len(buffers),
     )
 
 
@@ -189,7 +189,7 @@ def _blend_(averages: list[Tensor], values: list[Tensor], weight: Number) -> Non
     """Move each average towards its value, in place."""
     if isinstance(weight, Tensor):
         for average, value in zip(averages, values, strict=True):
-            average.add_(weight * (value - average))
+            average.add_(of_type(weight, average) * (value - average))
     else:
         torch._foreach_lerp_(averages, values, weight)
 
@@ -197,7 +197,10 @@ def _blend_(averages: list[Tensor], values: list[Tensor], weight: Number) -> Non
 def _blend(averages: list[Tensor], values: list[Tensor], weight: Number) -> list[Tensor]:
     """Return what `_blend_` would leave in each average."""
     if isinstance(weight, Tensor):
-        return [average + weight * (value - average) for average, value in zip(averages, values, strict=True)]
+        return [
+            average + of_type(weight, average) * (value - average)
+            for average, value in zip(averages, values, strict=True)
+        ]
     return list(torch._foreach_lerp(averages, values, weight))
 
 
@@ -245,8 +248,13 @@ class Adam:
         beta1: Number = group["betas"][0]
         return beta1
 
+    def scalars(self, group: Options, *, step: Number) -> dict[str, Number]:
+        """Return the bias corrections."""
+        beta1, beta2 = group["betas"]
+        return {"correction1": 1 - beta1**step, "root2": (1 - beta2**step) ** 0.5}
+
     def __call__(
-        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[Number], group: Options
+        self, gradients: list[Tensor], buffers: Buffers, *, scalars: Mapping[str, Number], group: Options
     ) -> Update:
         """See `adam_update`."""
         beta1, beta2 = group["betas"]
@@ -254,10 +262,11 @@ class Adam:
             gradients,
             buffers["exp_avg"],
             buffers["exp_avg_sq"],
-            steps=steps,
             beta1=beta1,
             beta2=beta2,
             eps=group["eps"],
+            correction1=scalars["correction1"],
+            root2=scalars["root2"],
             correct_momentum=self.correct_momentum,
         )
 
@@ -280,6 +289,11 @@ class _Momentum:
         momentum: Number = group["momentum"]
         return momentum
 
+    def scalars(self, group: Options, *, step: Number) -> dict[str, Number]:
+        """Return the momentum's bias correction, and the size of Adam's equilibrium."""
+        momentum: Number = group["momentum"]
+        return {"correction": 1 - momentum**step, "scale": equilibrium_rms(momentum)}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lion(_Momentum):
@@ -299,15 +313,16 @@ class Lion(_Momentum):
         return {"momentum": self.momentum, "nesterov": self.nesterov}
 
     def __call__(
-        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[Number], group: Options
+        self, gradients: list[Tensor], buffers: Buffers, *, scalars: Mapping[str, Number], group: Options
     ) -> Update:
         """See `lion_update`."""
         return lion_update(
             gradients,
             buffers["exp_avg"],
-            steps=steps,
             momentum=group["momentum"],
             nesterov=group["nesterov"],
+            scale=scalars["scale"],
+            correction=scalars["correction"],
         )
 
 
@@ -329,13 +344,13 @@ class SGD(_Momentum):
         return {"momentum": self.momentum, "nesterov": self.nesterov}
 
     def __call__(
-        self, gradients: list[Tensor], buffers: Buffers, *, steps: Sequence[Number], group: Options
+        self, gradients: list[Tensor], buffers: Buffers, *, scalars: Mapping[str, Number], group: Options
     ) -> Update:
         """See `sgd_update`."""
         return sgd_update(
             gradients,
             buffers["momentum_buffer"],
-            steps=steps,
             momentum=group["momentum"],
             nesterov=group["nesterov"],
+            correction=scalars["correction"],
         )

@@ -57,15 +57,15 @@ def step(bucket: Bucket, direction: Direction) -> Reports | None:
     lr = float(group["lr"])
     if controls and (bucket.fresh or lr == 0):
         return None
-    count, steps = len(bucket.parameters), float(bucket.counts["step"])
+    count, scalars = len(bucket.parameters), direction.scalars(group, step=bucket.counts["step"])
     moments = [[state[name] for state in bucket.states] for name in direction.buffer_names]
     tensors = [bucket.parameters, bucket.gradients, *moments]
     common: dict[str, Any] = {"lr": lr, "maximize": bool(group["maximize"])}
     if isinstance(direction, Adam):
         beta1, beta2 = (float(beta) for beta in group["betas"])
-        correction = 1 - beta1**steps if direction.correct_momentum else 1.0
+        correction = float(scalars["correction1"]) if direction.correct_momentum else 1.0
         common |= {"beta1": beta1, "beta2": beta2, "eps": float(group["eps"])}
-        common |= {"corrections": [correction] * count, "roots": [(1 - beta2**steps) ** 0.5] * count}
+        common |= {"corrections": [correction] * count, "roots": [float(scalars["root2"])] * count}
     else:
         common |= {"momentum": float(group["momentum"]), "nesterov": bool(group["nesterov"])}
     decay = float(group["weight_decay"])
@@ -105,18 +105,16 @@ def _turn(
     bucket: Bucket, direction: Direction, tensors: list[list[Tensor]], common: dict[str, Any]
 ) -> Reports:
     """Rotate."""
-    group, momentum, count = bucket.group, direction.averaging(bucket.group), len(bucket.parameters)
-    angle, correction = AngularControl.angle(
-        group, lr=common["lr"], momentum=momentum, step=bucket.counts["step"]
-    )
-    average = float(group["update_norm_decay"])
+    group, count = {**bucket.group, "lr": common["lr"]}, len(bucket.parameters)
+    scalars = bucket.scalars(group, momentum=float(direction.averaging(group)))
+    angle, correction = float(scalars["angle"]), float(scalars["angle_correction"])
     turn = kernels.adam_angular if isinstance(direction, Adam) else kernels.lion_angular
     angles = turn(
         *tensors,
         *([state[name] for state in bucket.states] for name in ("kept_norm", "update_norm_sq")),
-        angles=[float(angle * correction)] * count,
-        update_norm_decay=average,
-        average_corrections=[1 - average ** float(bucket.counts["turns"])] * count,
+        angles=[angle * correction] * count,
+        update_norm_decay=float(group["update_norm_decay"]),
+        average_corrections=[float(scalars["average_correction"])] * count,
         rotational_eps=float(group["rotational_eps"]),
         **common,
     )

@@ -15,6 +15,11 @@ Number = float | Tensor
 Size = float | Tensor
 
 
+def of_type(number: Number, like: Tensor) -> Number:
+    """Return a number that is a tensor in another tensor's type: compiled code would compute all of it in float64."""
+    return number.to(like.dtype) if isinstance(number, Tensor) and number.ndim == 0 else number
+
+
 @dataclass(slots=True)
 class Update:
     """Updates u = numerator / (denominator * correction) of a list of tensors, to be subtracted from the weights.
@@ -42,6 +47,11 @@ class Update:
         if self.denominators is None:
             return self.numerators[index]
         return self.numerators[index] / self.denominators[index]
+
+    def whole(self, index: int) -> Tensor:
+        """Return the update of one tensor."""
+        dense = self.dense(index)
+        return dense / of_type(self.corrections[index], dense)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +133,7 @@ class Move:
         layouts: how each tensor is read as a matrix.
         parts: what of each matrix is here.
         peers: completes sums that run over what is not here.
-        counts: the tensors' counters, this step included: "step", and those that the controls name.
+        scalars: what the controls compute from numbers alone.
         fresh: counters that are 1 in this step.
         group: the parameter group's options.
         lr: the group's learning rate in this step.
@@ -141,7 +151,7 @@ class Move:
     layouts: list[Layout]
     parts: list[Part]
     peers: Adder
-    counts: Mapping[str, Number]
+    scalars: Mapping[str, Number]
     fresh: frozenset[str]
     group: Mapping[str, Any]
     lr: Number

@@ -106,14 +106,23 @@ class NoiseControl:
             )
         }
 
-    def __call__(self, move: Move) -> None:
-        """Multiply the step sizes by s(phi)."""
-        group, momentum, step, update = move.group, move.momentum, move.counts["step"], move.update
+    def scalars(
+        self, group: Mapping[str, Any], *, counts: Mapping[str, Number], momentum: Number
+    ) -> dict[str, Number]:
+        """Return rho, what the averages take in, what makes them unbiased, and the samples of a batch."""
         smoothing = momentum if group["snr_smoothing"] is None else group["snr_smoothing"]
         batches = (1 + momentum) / (1 - momentum) if group["averaged_batches"] else 1.0
-        size = group["batch_size"] * batches
-        decayed = momentum**step
-        rho = (1 - momentum) * (1 + decayed) / ((1 + momentum) * (1 - decayed))
+        decayed = momentum ** counts["step"]
+        return {
+            "rho": (1 - momentum) * (1 + decayed) / ((1 + momentum) * (1 - decayed)),
+            "noise_intake": 1 - smoothing,
+            "noise_correction": 1 - smoothing ** counts["step"],
+            "noise_batch": group["batch_size"] * batches,
+        }
+
+    def __call__(self, move: Move) -> None:
+        """Multiply the step sizes by s(phi)."""
+        update, rho, size = move.update, move.scalars["rho"], move.scalars["noise_batch"]
         sizes = [
             torch.linalg.vector_norm(tensor).to(norms.scalar_dtype(tensor.device))
             for tensor in (*update.momenta, *update.gradients)
@@ -124,12 +133,12 @@ class NoiseControl:
             averages = move.states[index]["noise_averages"]
             mean_square, square = (mean * update.momentum_scales[index]) ** 2, size_now**2
             now = torch.stack([mean_square, square, square * 0 + rho])
-            averages.add_((now - averages) * (1 - smoothing))
+            averages.add_((now - averages) * move.scalars["noise_intake"])
             # At the first step the momentum is the gradient: the ratio is 0/0, and rounding decides.
             snr = (
                 torch.full_like(square, math.inf)
                 if "step" in move.fresh
-                else self._batch_snr(averages / (1 - smoothing**step)) / size
+                else self._batch_snr(averages / move.scalars["noise_correction"]) / size
             )
             factor = representation_change_factor(
                 snr, batch_size=size, input_overlap=self._overlap(move, index)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from warmfree.optim import norms
-from warmfree.optim.move import Layout, Move, Size
+from warmfree.optim.move import Layout, Move, Number, Size
 
 # Iterations of the very first step, when no vector is warm yet. Cold power iteration on a random 768x768 matrix is 10 %
 # low after three iterations and 3 % after ten.
@@ -78,11 +78,18 @@ class SpectralBound:
         # The fused step gives update vectors a length, sigma_1(U)/sigma_1(W); to this one only directions matter.
         return {"weight_vectors": rows, "update_vectors": rows.clone(), "random_vector": start}
 
+    def scalars(
+        self, group: Mapping[str, Any], *, counts: Mapping[str, Number], momentum: Number
+    ) -> dict[str, Number]:
+        """Return nothing: all depends on tensors."""
+        del group, counts, momentum
+        return {}
+
     def __call__(self, move: Move) -> None:
         """Shorten the steps whose spectral ratio exceeds tau."""
         updates, steps = [], []
         for index, step in enumerate(move.step_sizes):
-            update = move.update.dense(index) / move.update.corrections[index]
+            update = move.update.whole(index)
             if isinstance(step, Tensor) and step.ndim:  # a step per neuron is part of what is bounded
                 update, step = update * step, 1.0
             updates.append(update)

@@ -164,13 +164,14 @@ class WrappedOptimizer(ControlledOptimizer):
                 whole = torch.as_tensor(size == lr, device=weight.device)
                 weight.copy_(torch.where(whole, target, weight - size * update))
 
+        group, momentum = {**bucket.group, "lr": lr}, self._averaging(bucket.group)
         reports = make_move(
             bucket,
             weights,
             Update(steps, None, [1.0] * len(steps), [], [], []),
-            group={**bucket.group, "lr": lr},
-            counts=bucket.counts,
-            momentum=self._averaging(bucket.group),
+            group=group,
+            scalars=bucket.scalars(group, momentum=momentum),
+            momentum=momentum,
             decay=0.0,
             still=False,
             write=write,
