@@ -194,3 +194,34 @@ def test_public_names():
     }
     assert all(hasattr(warmfree, name) for name in warmfree.__all__)
     assert all(hasattr(warmfree.optim, name) for name in warmfree.optim.__all__)
+
+
+def test_parameters_that_fsdp1_flattened_are_refused():
+    weight = torch.nn.Parameter(torch.ones(12))
+    weight._fsdp_flattened = True
+    with pytest.raises(TypeError, match="fully_shard"):
+        AdamW2([weight])
+
+
+def test_a_parameter_that_was_exchanged_in_its_group_gets_state_of_its_own():
+    optimizer = AdamW2([torch.nn.Parameter(torch.ones(3, 4))])
+    other = torch.nn.Parameter(torch.ones(5, 2))
+    optimizer.param_groups[0]["params"] = [other]
+    other.grad = torch.ones(5, 2)
+    optimizer.step()
+    assert optimizer.state[other]["step"] == 1
+    assert other.max() < 1
+
+
+def test_frozen_parameters_whose_state_torch_leaves_out_keep_theirs():
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    model[0].weight.requires_grad_(False)
+    optimizer = AdamW2(model.parameters())
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    saved = get_optimizer_state_dict(model, optimizer)
+    set_optimizer_state_dict(model, optimizer, saved)
+    assert optimizer.state[model[0].weight]["step"] == 0
+    assert optimizer.state[model[1].weight]["step"] == 1

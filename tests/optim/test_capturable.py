@@ -57,3 +57,31 @@ def test_what_needs_the_host_is_refused():
     for options in ({}, {"nonfinite": "ignore", "precision": Precision(bf16_moments=True)}):
         with pytest.raises(ValueError, match="capturable needs"):
             AdamW2([nn.Parameter(torch.ones(2, 2))], capturable=True, **options)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_replay_at_lr_zero_moves_nothing(name, monkeypatch):
+    params, lr = parameters(), torch.tensor(1e-2)
+    optimizer = OPTIMIZERS[name](params, lr=lr, capturable=True, nonfinite="ignore")
+    for step in range(4):
+        give_gradients(params, step)
+        before = [param.detach().clone() for param in params]
+        lr.fill_(0.0 if step == 2 else 1e-2)
+        with monkeypatch.context() as patch:
+            if step >= 2:
+                patch.setattr(controlled, "is_capturing", lambda: True)
+                patch.setattr("warmfree.optim.base.is_capturing", lambda: True)
+            optimizer.step()
+        for old, param in zip(before, params, strict=True):
+            if step == 2:
+                torch.testing.assert_close(old, param.detach(), rtol=1e-6, atol=0)
+            assert param.isfinite().all()
+
+
+def test_capture_before_an_eager_step_is_refused(monkeypatch):
+    params = parameters()
+    optimizer = AdamW2(params, capturable=True, nonfinite="ignore")
+    give_gradients(params, 0)
+    monkeypatch.setattr(controlled, "is_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="at least one eager step"):
+        optimizer.step()

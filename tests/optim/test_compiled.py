@@ -106,3 +106,12 @@ def test_lr_zero_and_non_finite_gradients_are_as_in_the_eager_step():
     optimizer.step()
     assert optimizer.skipped_steps == 1
     assert all(torch.equal(old, param) for old, param in zip(before, params, strict=True))
+
+
+def test_betas_may_be_a_list_and_shapes_many():
+    """As configuration files have them; and more regions than torch.compile lets one function have."""
+    shapes = [(2, size) for size in range(2, 12)] + [(2, 2, 3), (2, 3, 2)]
+    params = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    optimizer = GIAdamW(params, 1e-2, betas=[0.9, 0.95], compile=True)
+    run(optimizer, params, range(3))
+    assert all(optimizer.state[param]["step"] == 3 for param in params)

@@ -145,3 +145,31 @@ def test_the_kernels_are_what_steps(name, monkeypatch):
     direction = "lion" if name.startswith("Lion") else "adam"
     size = {"AdamW2": ["adam_spectral"], "LionAR": ["lion_angular"], "RotationalAdamW": ["adam_angular"]}
     assert set(called) == {direction, "square_sums", *size.get(name, [])}
+
+
+def test_structure_that_was_edited_is_refused_before_a_kernel_sees_it():
+    for build, option, value in (
+        (lambda p: LionAR(p, per_neuron=False, fused=True), "per_neuron", True),
+        (lambda p: AdamW2(p, fused=True), "split", 4),
+    ):
+        weight = nn.Parameter(torch.randn(64, 32))
+        optimizer = build([weight])
+        for _ in range(3):
+            weight.grad = torch.randn(64, 32)
+            optimizer.step()
+        optimizer.param_groups[0][option] = value
+        before = weight.detach().clone()
+        with pytest.raises(RuntimeError, match=f"{option} was changed"):
+            optimizer.step()
+        assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("mode", [{}, {"fused": True}, {"compile": True}], ids=["eager", "fused", "compiled"])
+def test_a_huge_gradient_does_not_stop_a_weight_for_good(mode):
+    weight = nn.Parameter(torch.ones(4, 4))
+    optimizer = AdamW2([weight], 1e-2, betas=(0.9, 0.9), weight_decay=0.0, tau=10.0, **mode)
+    for _ in range(6):
+        weight.grad = torch.full((4, 4), 2.5e19)
+        optimizer.step()
+    assert optimizer.state[weight]["exp_avg_sq"].isfinite().all()
+    assert weight.max() < 0.96

@@ -334,3 +334,14 @@ def test_updates_do_not_change_when_the_gradient_is_scaled(build, exponent):
         return weight.detach()
 
     assert torch.equal(run(1.0), run(2.0**exponent))
+
+
+def test_an_update_that_centring_takes_away_turns_nothing():
+    """A constant gradient row, as of a layer whose inputs are all equal: what is left of it is rounding."""
+    weight = torch.nn.Parameter(torch.tensor([[1.0, 0.5, -1.5], [0.3, -0.7, 0.4]]))
+    start = weight.detach().clone()
+    optimizer = RotationalAdamW([weight], 1e-2, weight_decay=0.1, zero_mean=True)
+    for _ in range(10):
+        weight.grad = torch.tensor([[1.0, 2.0, 3.0], [1.0, -2.0, 1.0]]).abs()  # Adam's updates: all ones
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), start, rtol=0, atol=1e-6)

@@ -172,6 +172,23 @@ def refuse(rank, folder):
     columns = AdamW2([nn.Parameter(distribute_tensor(torch.ones(6, 4), mesh, [Shard(1)]))])
     with pytest.raises(ValueError, match=r"torch\.distributed\.checkpoint"):
         columns.load_state_dict(sharded.state_dict())
+    # What is a DTensor but whole here takes the compiled step.
+    replicated = nn.Parameter(distribute_tensor(torch.ones(6, 4), mesh, [Replicate()]))
+    optimizer = AdamW2([replicated], compile=True)
+    for _ in range(3):
+        replicated.grad = distribute_tensor(torch.ones(6, 4), mesh, [Replicate()])
+        optimizer.step()
+    assert optimizer.state[replicated]["step"] == 3
+
+    # Plain tensors that one process alone has a gradient for, or a bad one.
+    parameters = [nn.Parameter(weight.clone()), nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))]
+    optimizer = AdamW2(parameters)
+    for step in range(3):
+        parameters[0].grad = distribute_tensor(torch.ones(6, 4), mesh, [Shard(0)])
+        parameters[1].grad = torch.ones(3) if rank == 0 else None
+        parameters[2].grad = torch.full((3,), float("nan") if (rank, step) == (1, 1) else 1.0)
+        optimizer.step()
+    assert optimizer.skipped_steps == 1
     dist.barrier()
     torch.save(True, f"{folder}/{rank}.pt")
 

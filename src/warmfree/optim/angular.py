@@ -120,8 +120,8 @@ class AngularControl:
             return {}
         lr, rate = group["lr"], 2 * group["weight_decay"] * equilibrium_rms(momentum) ** 2
         if group["angle_schedule"] == "linear":
-            peak = lr if group["peak_lr"] is None else group["peak_lr"]
-            angle = (rate * peak) ** 0.5 * lr / peak
+            peak = group["peak_lr"]
+            angle = (rate * lr) ** 0.5 if peak is None else (rate * peak) ** 0.5 * lr / peak
         else:
             angle = (rate * lr) ** 0.5
         return {
@@ -141,9 +141,10 @@ class AngularControl:
         kept = [state["kept_norm"] for state in move.states]
         weight_norms = self._norms(move.weights, move)
         self._latch(move, weight_norms)
+        wholes = self._norms(updates, move)  # of which centring, too, may leave nothing but rounding
         if move.group["zero_mean"]:
             updates = self._centred(updates, [norm > 0 for norm in kept], move)
-        wholes, products = self._norms(updates, move), self._products(updates, move.weights, move)
+        products = self._products(updates, move.weights, move)
         for index, weight in enumerate(move.weights):
             square = weight_norms[index] ** 2
             radial = products[index] / torch.where(square > 0, square, 1.0)
@@ -157,7 +158,10 @@ class AngularControl:
             divisor = self._divisor(length, move, index)
             # Controls that came before scale the angle as they scaled the learning rate.
             before = move.step_sizes[index]
-            angle = correction * equilibrium * (before / move.lr)
+            share = before / move.lr
+            if isinstance(move.lr, Tensor):  # a captured step may be replayed at lr 0
+                share = torch.where(move.lr > 0, share, 0.0)
+            angle = correction * equilibrium * share
             turn = torch.where(divisor > 0, angle / torch.where(divisor > 0, divisor, 1.0), 0.0)
             move.step_sizes[index] = torch.where(kept[index] > 0, turn * kept[index], before).to(weight.dtype)
             move.decays[index] = 0.0

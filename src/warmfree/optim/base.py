@@ -125,8 +125,8 @@ class SizedOptimizer(ControlledOptimizer):
             raise ValueError("compile and fused are two ways to make the same step: choose one")
         if capturable and (nonfinite != "ignore" or not self.precision.plain):
             raise ValueError(
-                "capturable needs nonfinite='ignore' (to skip a step is decided on the host; let GradScaler do it) and "
-                "no precision of its own"
+                "capturable needs nonfinite='ignore', since to skip a step is decided on the host, and no precision of "
+                "its own"
             )
         super().__init__(params, defaults, controls, nonfinite=nonfinite)
 
@@ -278,7 +278,7 @@ class SizedOptimizer(ControlledOptimizer):
         for place, (name, tensors) in enumerate(buffers.items()):
             for index, state, tensor in zip(bucket.indices, bucket.states, tensors, strict=True):
                 if tensor is not state[name]:
-                    seed = _seed(bucket, index) + place + 1
+                    seed = _seed(bucket, index, place + 1)
                     state[name].copy_(round_stochastically(tensor, seed=seed))
 
     def _start(self, bucket: Bucket, gradients: list[Tensor], buffers: dict[str, list[Tensor]]) -> None:
@@ -296,6 +296,7 @@ class SizedOptimizer(ControlledOptimizer):
             bucket.states[index]["started"].fill_(1.0)
 
 
-def _seed(bucket: Bucket, index: int) -> int:
-    """Return a seed for the rounding of one parameter in one step, with room for its buffers'."""
-    return 8 * (int(bucket.counts["step"]) + 1_000_003 * (index + 1009 * bucket.group_index))
+def _seed(bucket: Bucket, index: int, buffer: int = 0) -> int:
+    """Return a seed for the rounding of one parameter, or of one of its buffers, in one step."""
+    where = bucket.parts[bucket.indices.index(index)].where
+    return hash((bucket.group_index, index, buffer, int(bucket.counts["step"]), *where))

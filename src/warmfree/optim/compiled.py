@@ -7,10 +7,10 @@ number.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from warmfree.optim.bucket import Bucket, make_move
 from warmfree.optim.control import SizeControl
 from warmfree.optim.directions import Direction
 from warmfree.optim.move import Layout, Number, Part
-from warmfree.optim.sharding import Peers
+from warmfree.optim.sharding import Peers, local
 
 # Options that are numbers and yet decide what is done, not how much.
 _STRUCTURE = frozenset({"power_iterations", "out_dim", "split"})
@@ -38,6 +38,7 @@ class Recipe:
         controls: size them.
         layouts: how each tensor is read.
         parts: what of it is here: all.
+        shapes: of the tensors.
         options: the group's options that are not numbers.
         numbers: names of those that are, in the order of the tensor that holds them; of betas name and place.
         scalars: names of what follows: what direction and controls computed from numbers alone.
@@ -47,6 +48,7 @@ class Recipe:
     controls: tuple[SizeControl, ...]
     layouts: tuple[Layout, ...]
     parts: tuple[Part, ...]
+    shapes: tuple[torch.Size, ...]
     options: tuple[tuple[str, Any], ...]
     numbers: tuple[tuple[str, int | None], ...]
     scalars: tuple[str, ...]
@@ -80,13 +82,14 @@ def step(bucket: Bucket, direction: Direction, defaults: Mapping[str, Any]) -> R
     numbers: list[tuple[str, int | None]] = []
     values: list[float] = []
     for name in sorted(defaults.keys() & bucket.group.keys()):
-        value = bucket.group[name]
+        value: Any = bucket.group[name]
+        value = tuple(value) if isinstance(value, list) else value
         if name in _STRUCTURE or not _is_number(value):
             if isinstance(value, tuple) and value and all(map(_is_number, value)) and name not in _STRUCTURE:
                 numbers += [(name, place) for place in range(len(value))]
                 values += map(float, value)
             else:
-                options.append((name, tuple(value) if isinstance(value, list) else value))
+                options.append((name, value))
         else:
             numbers.append((name, None))
             values.append(float(value))
@@ -99,13 +102,16 @@ def step(bucket: Bucket, direction: Direction, defaults: Mapping[str, Any]) -> R
         bucket.controls,
         tuple(bucket.layouts),
         tuple(bucket.parts),
+        tuple(parameter.shape for parameter in bucket.parameters),
         tuple(options),
         tuple(numbers),
         tuple(scalars),
     )
     device = bucket.parameters[0].device
     packed = torch.tensor(values, dtype=norms.scalar_dtype(device)).to(device, non_blocking=True)
-    return region_of(recipe)(bucket.parameters, bucket.gradients, bucket.states, packed)
+    # Detached: a parameter may want gradients of a type that is not its own.
+    parameters = [local(parameter).detach() for parameter in bucket.parameters]
+    return region_of(recipe)(parameters, bucket.gradients, bucket.states, packed)
 
 
 @cache
@@ -140,10 +146,10 @@ def region_of(
                 parameter.copy_(weight)
         return reports
 
-    # Regions share their code, and torch.compile counts recompilations, and looks them up, by code.
-    isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
-    options: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
-    compiled: Callable[..., Reports] = torch.compile(advance, fullgraph=True, dynamic=False, **options)
+    # torch.compile counts recompilations, and looks regions up, by code: each has its own.
+    code = advance.__code__.replace(co_name=f"advance_{abs(hash(recipe))}")
+    own = FunctionType(code, advance.__globals__, code.co_name, None, advance.__closure__)
+    compiled: Callable[..., Reports] = torch.compile(own, fullgraph=True, dynamic=False)
     return compiled
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, overload
@@ -24,6 +25,7 @@ from warmfree.optim.state import (
     check_supported,
     restore_kinds,
     state_kinds,
+    with_frozen_state,
 )
 
 
@@ -152,6 +154,7 @@ class ControlledOptimizer(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Make one step.
@@ -173,7 +176,13 @@ class ControlledOptimizer(Optimizer):
         members = self._members()
         self._check_attached(members)
         for group_index, _, parameter in members:
-            self._place(parameter, self.param_groups[group_index])
+            group = self.param_groups[group_index]
+            if parameter not in self.state:
+                # It was exchanged for another in the group, or its state thrown away.
+                self.state[parameter] = self._new_state(parameter, group)
+                present = {other for any_group in self.param_groups for other in any_group["params"]}
+                self._places = {other: self._places[other] for other in self._places.keys() & present}
+            self._place(parameter, group)
         gradients = [local_gradient(parameter) for _, _, parameter in members]
         values: dict[str, dict[str, Tensor]] = {}
         self._calls += 1
@@ -197,7 +206,8 @@ class ControlledOptimizer(Optimizer):
     def _check_attached(self, members: list[Member]) -> None:
         """Raise RuntimeError if the model seems to have got other parameters than the optimizer has."""
         self._had_gradient = self._had_gradient or bool(members)
-        if not self._had_gradient and dist.is_available() and dist.is_initialized():
+        sharded = "torch.distributed.tensor" in sys.modules and dist.is_initialized()
+        if not self._had_gradient and sharded:
             raise RuntimeError(
                 f"no parameter of this {type(self).__name__} has a gradient. fully_shard and parallelize_module "
                 f"replace a model's parameters: shard the model first, then make the optimizer"
@@ -206,7 +216,23 @@ class ControlledOptimizer(Optimizer):
     def _sizes(self, members: list[Member], tensors: Sequence[Tensor]) -> list[float]:
         """Sizes of the members' gradients or weights from their local parts, alike in all processes."""
         peers = [self._places[parameter].peers for _, _, parameter in members]
-        return norms.magnitudes(tensors, agreement(peers), self._lengths)
+        agree = agreement([place.peers for place in self._places.values()])
+        if agree is None:
+            return norms.magnitudes(tensors, lengths=self._lengths)
+        sizes = [0.0] * len(members)
+        for spread in (True, False):
+            chosen = [index for index, theirs in enumerate(peers) if bool(theirs.groups) == spread]
+            here = [tensors[index] for index in chosen]
+            among = [peers[index] for index in chosen]
+            found = norms.magnitudes(here, agree.of(among) if spread else None, self._lengths)
+            for index, size in zip(chosen, found, strict=True):
+                sizes[index] = size
+        plain = [size for size, theirs in zip(sizes, peers, strict=True) if not theirs.groups]
+        # Plain tensors need not be the same everywhere (experts of one process), but all have to decide alike.
+        has_plain = not all(place.peers.groups for place in self._places.values())
+        if has_plain and not agree.all_of(all(map(math.isfinite, plain))):
+            return [size if theirs.groups else math.nan for size, theirs in zip(sizes, peers, strict=True)]
+        return sizes
 
     def _lengths(self, tensors: list[Tensor]) -> Sequence[Tensor]:
         return torch._foreach_norm(tensors)
@@ -233,6 +259,11 @@ class ControlledOptimizer(Optimizer):
             controls = tuple(c for c in self.controls if c.claims(parameter, place.layout, group))
             counters = ("step", *(name for control in controls for name in control.counters))
             if capturing:  # in replays all of them go on together from where they are
+                if not self._counted.get(parameter, {}).keys() >= set(counters):
+                    raise RuntimeError(
+                        "a step can be captured after at least one eager step, of each parameter and at lr > 0, since "
+                        "the optimizer was made or loaded"
+                    )
                 counted = {name: self._counted[parameter][name] + 1 for name in counters}
                 counts: Mapping[str, Number] = {name: state[name] for name in counters}
             else:
@@ -253,6 +284,7 @@ class ControlledOptimizer(Optimizer):
                 parameter.device,
                 parameter.dtype,
                 place.signature,
+                place.peers,
                 *counted.items(),
                 treatment,
                 alone,
@@ -306,12 +338,14 @@ class ControlledOptimizer(Optimizer):
             check_state_dict(self, state_dict)
         kinds, final = state_kinds(self), list[dict[str, Any]]()
 
-        def check(_: Optimizer, hooked: dict[str, Any]) -> None:
+        def check(_: Optimizer, hooked: dict[str, Any]) -> dict[str, Any]:
             # The last of the hooks before: it sees what they made of it.
+            hooked = with_frozen_state(self, hooked)
             check_state_dict(self, hooked)
             for group in hooked["param_groups"]:
                 self._validate(group)
             final.append(hooked)
+            return hooked
 
         def restore(_: Optimizer) -> None:
             # The first of the hooks after: they see the types that will stay.
@@ -332,7 +366,8 @@ class ControlledOptimizer(Optimizer):
         return {**super().__getstate__(), **carried, "step_report": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._places, self._counted, self._had_gradient = {}, {}, False
+        self._places, self._counted = {}, {}
+        self.__dict__.setdefault("_had_gradient", False)
         there = "differentiable" in (state.get("defaults") or self.defaults)
         super().__setstate__(state)
         if not there:  # torch adds an option that a state_dict would then have to have

@@ -98,7 +98,7 @@ def adam_update(
     _blend_(averages, gradients, 1 - beta1)
     if isinstance(beta2, Tensor):
         for square, gradient in zip(squares, gradients, strict=True):
-            square.mul_(of_type(beta2, square)).add_(gradient * gradient * of_type(1 - beta2, square))
+            square.mul_(of_type(beta2, square)).add_(of_type(1 - beta2, square) * gradient * gradient)
         denominators = [square.sqrt() / of_type(root2, square) + of_type(eps, square) for square in squares]
     else:
         torch._foreach_mul_(squares, beta2)
@@ -227,6 +227,10 @@ class Adam:
         """GI-Adam takes its second moment from the first gradient."""
         return self.gradient_start
 
+    def __post_init__(self) -> None:
+        """Take a list of betas, as configuration files have it, for a tuple."""
+        object.__setattr__(self, "betas", tuple(self.betas))
+
     def options(self) -> dict[str, Any]:
         """Return betas and eps."""
         return {"betas": self.betas, "eps": self.eps}
@@ -241,7 +245,10 @@ class Adam:
 
     def start(self, gradients: list[Tensor], buffers: Buffers) -> None:
         """Set v = g^2 (GI-Adam)."""
-        torch._foreach_copy_(buffers["exp_avg_sq"], torch._foreach_mul(gradients, gradients))
+        squares = torch._foreach_mul(gradients, gradients)
+        for square in squares:  # one that is inf would never change again
+            square.clamp_(max=torch.finfo(square.dtype).max)
+        torch._foreach_copy_(buffers["exp_avg_sq"], squares)
 
     def averaging(self, group: Options) -> Number:
         """Return beta1."""

@@ -38,6 +38,11 @@ def fits(
     )
     if not (known and isinstance(direction, Adam | Lion) and place.signature is None):
         return False
+    rows, sections = place.part.rows, len(place.part.heights)
+    if kinds == (SpectralBound,) and state["weight_vectors"].shape != (sections, place.part.fan_in):
+        return False  # the eager code says that `split` was changed
+    if kinds == (AngularControl,) and state["kept_norm"].numel() != rows:
+        return False  # or `per_neuron`
     return kernels.takes(parameter, gradient, *(state[name] for name in direction.buffer_names))
 
 

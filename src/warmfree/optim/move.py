@@ -79,6 +79,7 @@ class Part:
         heights: rows of each section of the whole tensor; one section if it is not split.
         local_heights: how many of these rows are here.
         columns: indices of the columns that are here, None for all.
+        where: coordinates of this process along the mesh axes that spread the tensor; replicas have the same.
     """
 
     rows: int
@@ -86,6 +87,7 @@ class Part:
     heights: tuple[int, ...]
     local_heights: tuple[int, ...]
     columns: Tensor | None = None
+    where: tuple[int, ...] = ()
 
     def blocks(self, matrix: Tensor) -> tuple[Tensor, ...]:
         """Split the local (rows, columns) matrix into its sections; a section may have no row here."""

@@ -18,8 +18,8 @@ class Precision:
 
     Attributes:
         stochastic_rounding: round weights up or down at random, so that the mean is right (bfloat16 parameters). The
-            noise is a hash of step and place: the same in all replicas and in a resumed run, and apart from torch's
-            generators.
+            noise is a hash of step and place: the same in all replicas and in a run that is resumed as it was sharded,
+            and apart from torch's generators.
         master_weights: keep a float32 copy of bfloat16 and float16 weights in the state, and round it to the nearest.
             What is written to the parameter by others is overwritten.
         bf16_moments: keep the direction's moments in bfloat16, rounded stochastically: 2 bytes a parameter less each.

@@ -118,26 +118,49 @@ def peers_of(parameter: Tensor, layout: Layout) -> Peers:
     return Peers(rows, tuple(group for group, over_rows in spread if not over_rows))
 
 
-def agreement(members: Sequence[Peers]) -> Callable[[Tensor, Sequence[int]], Tensor] | None:
-    """Return a function that adds up one value per tensor over the processes, or None if nothing is sharded.
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Lets all processes that share a parameter of an optimizer come to the same numbers.
 
-    All values go into every all-reduce, those of tensors that a group does not spread at their share: what is found
-    to be NaN by one process is NaN in all.
+    Attributes:
+        groups: the process groups of all its parameters.
     """
-    groups = list(dict.fromkeys(group for peers in members for group in peers.groups))
-    if not groups:
-        return None
 
-    def add(values: Tensor, indices: Sequence[int]) -> Tensor:
-        for group in groups:
-            shares = [
-                1.0 if group in members[index].groups else 1 / dist.get_world_size(group) for index in indices
-            ]
-            values = values * values.new_tensor(shares)
-            dist.all_reduce(values, group=group)
-        return values
+    groups: tuple[Any, ...]
 
-    return add
+    def of(self, members: Sequence[Peers]) -> Callable[[Tensor, Sequence[int]], Tensor]:
+        """Return a function that adds up one value per sharded tensor over the processes.
+
+        All values go into every all-reduce, those of tensors that a group does not spread at their share: what is
+        found to be NaN by one process is NaN in all.
+        """
+
+        def add(values: Tensor, indices: Sequence[int]) -> Tensor:
+            for group in self.groups:
+                shares = [
+                    1.0 if group in members[index].groups else 1 / dist.get_world_size(group)
+                    for index in indices
+                ]
+                values = values * values.new_tensor(shares)
+                dist.all_reduce(values, group=group)
+            return values
+
+        return add
+
+    def all_of(self, verdict: bool) -> bool:
+        """Return whether all processes say so."""
+        for group in self.groups:
+            kind = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+            against = torch.tensor(float(not verdict), device=kind)
+            dist.all_reduce(against, group=group)
+            verdict = against.item() == 0
+        return verdict
+
+
+def agreement(members: Sequence[Peers]) -> Agreement | None:
+    """Return how the processes that share parameters agree, or None if nothing is sharded."""
+    groups = tuple(dict.fromkeys(group for peers in members for group in peers.groups))
+    return Agreement(groups) if groups else None
 
 
 def part_of(parameter: Tensor, layout: Layout) -> Part:
@@ -165,7 +188,10 @@ def part_of(parameter: Tensor, layout: Layout) -> Part:
     for axis, index in enumerate(index for dim, index in enumerate(indices) if dim != out_dim):
         columns = columns.index_select(axis, index)
     columns = columns.flatten().to(parameter.device)
-    return Part(rows, fan_in, heights, local_heights, columns if len(columns) < fan_in else None)
+    mesh, placements = cast(Any, parameter).device_mesh, cast(Any, parameter).placements
+    spread = [axis for axis, placement in enumerate(placements) if not placement.is_replicate()]
+    where = tuple(mesh.get_coordinate()[axis] for axis in spread)
+    return Part(rows, fan_in, heights, local_heights, columns if len(columns) < fan_in else None, where)
 
 
 def zeros_per_row(parameter: Tensor, *, out_dim: int, dtype: torch.dtype) -> Tensor:
@@ -204,7 +230,7 @@ def _indices(parameter: Any, dim: int) -> Tensor:
         if placement.is_replicate() or placement.dim % parameter.ndim != dim:
             continue
         # FSDP over tensor parallelism: each of `split_factor` chunks is divided on its own.
-        chunks = torch.tensor_split(indices, 1)
+        chunks: tuple[Tensor, ...] = (indices,)
         if _is_strided(placement):
             chunks = torch.chunk(indices, placement.split_factor)
         size, here = parameter.device_mesh.size(axis), coordinate[axis]

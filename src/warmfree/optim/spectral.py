@@ -87,6 +87,9 @@ class SpectralBound:
 
     def __call__(self, move: Move) -> None:
         """Shorten the steps whose spectral ratio exceeds tau."""
+        for part, state in zip(move.parts, move.states, strict=True):
+            if state["weight_vectors"].shape[0] != len(part.heights):
+                raise RuntimeError("split was changed after the parameter was given to the optimizer")
         updates, steps = [], []
         for index, step in enumerate(move.step_sizes):
             update = move.update.whole(index)

@@ -22,6 +22,11 @@ def check_supported(parameter: Tensor, *, name: str) -> None:
         raise ValueError(
             f"{name} needs parameters with memory, got {kind} on the meta device: materialise it first"
         )
+    if getattr(parameter, "_is_flat_param", False) or getattr(parameter, "_fsdp_flattened", False):
+        raise TypeError(
+            f"{name} needs to see matrices, which FullyShardedDataParallel (FSDP1) flattens: shard the model with "
+            f"torch.distributed.fsdp.fully_shard"
+        )
     check_placements(parameter, name=name)
 
 
@@ -83,6 +88,18 @@ def _check_entries(expected: dict[str, Any], found: dict[str, Any], parameter: T
                 f"processes as {signature(found[key]) or 'a plain tensor'}, here it is "
                 f"{signature(value) or 'a plain tensor'}; load it through torch.distributed.checkpoint, which reshards"
             )
+
+
+def with_frozen_state(optimizer: Optimizer, state_dict: Any) -> Any:
+    """Fill in the state of frozen parameters, which `get_optimizer_state_dict` of torch leaves out."""
+    if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+        return state_dict
+    missing = {}
+    for ours, theirs in zip(optimizer.param_groups, state_dict["param_groups"], strict=False):
+        for parameter, key in zip(ours["params"], theirs.get("params", ()), strict=False):
+            if not parameter.requires_grad and not state_dict["state"].get(key):
+                missing[key] = optimizer.state[parameter]
+    return {**state_dict, "state": {**state_dict["state"], **missing}} if missing else state_dict
 
 
 def state_kinds(optimizer: Optimizer) -> dict[Tensor, dict[str, tuple[torch.dtype, torch.device]]]:

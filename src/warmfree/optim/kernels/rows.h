@@ -163,7 +163,7 @@ struct AdamScalars {
   template <class Count>
   WARMFREE_INLINE Lanes update(float* m, float* v, const float* g, Count count) const {
     const Lanes gj = sign * load(g, count);
-    const Lanes mj = lerp(load(m, count), gj), vj = keep * load(v, count) + add * (gj * gj);
+    const Lanes mj = lerp(load(m, count), gj), vj = keep * load(v, count) + (add * gj) * gj;
     store(m, mj, count);
     store(v, vj, count);
     return update(mj, vj);
