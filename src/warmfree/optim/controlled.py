@@ -180,8 +180,8 @@ class ControlledOptimizer(Optimizer):
             if parameter not in self.state:
                 # It was exchanged for another in the group, or its state thrown away.
                 self.state[parameter] = self._new_state(parameter, group)
-                present = {other for any_group in self.param_groups for other in any_group["params"]}
-                self._places = {other: self._places[other] for other in self._places.keys() & present}
+                present = [other for any_group in self.param_groups for other in any_group["params"]]
+                self._places = {other: self._places[other] for other in present if other in self._places}
             self._place(parameter, group)
         gradients = [local_gradient(parameter) for _, _, parameter in members]
         values: dict[str, dict[str, Tensor]] = {}

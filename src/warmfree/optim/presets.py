@@ -20,7 +20,7 @@ class AdamW2(SizedOptimizer):
 
     Early updates have low rank and hence a large sigma_1: the bound is an automatic warmup, per matrix. Matrices,
     embeddings, heads and convolutions are bounded; vectors (biases, gains) are stepped by plain AdamW. With tau = inf
-    it is torch.optim.AdamW bit for bit.
+    the eager step is torch.optim.AdamW's bit for bit (on the CPU, and without `split`).
 
     Args:
         params: parameters, named parameters, or groups.
