@@ -374,3 +374,18 @@ def test_square_sums(threads):
         assert kernels.square_sums([torch.zeros(5000)]).item() == 0
     finally:
         torch.set_num_threads(before)
+
+
+def test_lengths_are_checked_before_anything_is_touched():
+    weight, gradient, average, norms = torch.ones(4, 3), torch.ones(4, 3), torch.zeros(4, 3), torch.ones(4, 1)
+    options = {"lr": 0.1, "momentum": 0.9, "nesterov": True}
+    with pytest.raises(RuntimeError, match="must have 12 numbers"):
+        kernels.lion([weight], [gradient[:3].contiguous()], [average], weight_decay=0.0, **options)
+    with pytest.raises(RuntimeError, match="kept_norms must have 4"):
+        kernels.lion_angular(
+            [weight], [gradient], [average], [norms[:1].contiguous()], [norms], angles=[0.1],
+            update_norm_decay=0.0, average_corrections=[1.0], rotational_eps=0.0, **options,
+        )  # fmt: skip
+    with pytest.raises(RuntimeError, match="contiguous float32"):
+        kernels.lion([weight], [gradient.double()], [average], weight_decay=0.0, **options)
+    assert torch.equal(weight, torch.ones(4, 3))

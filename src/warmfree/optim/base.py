@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from warmfree.optim import compiled, fused, norms
+from warmfree.optim import compiled, kernels, norms
+from warmfree.optim import fused as fused_step
 from warmfree.optim.bucket import Bucket, Member, Place, make_move
 from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
 from warmfree.optim.controlled import ControlledOptimizer, is_capturing
@@ -116,11 +117,8 @@ class SizedOptimizer(ControlledOptimizer):
             "foreach": foreach,
         }
         self.precision = precision or Precision()
-        self.compile, self.fused, self.capturable = (
-            compile,
-            fused,
-            capturable,
-        )  # not state: a resumed run chooses anew
+        # How a step is made is not state: a resumed run chooses anew.
+        self.compile, self.fused, self.capturable = compile, fused, capturable
         if compile and fused:
             raise ValueError("compile and fused are two ways to make the same step: choose one")
         if capturable and (nonfinite != "ignore" or not self.precision.plain):
@@ -128,6 +126,8 @@ class SizedOptimizer(ControlledOptimizer):
                 "capturable needs nonfinite='ignore', since to skip a step is decided on the host, and no precision of "
                 "its own"
             )
+        if fused:
+            kernels.load()  # what is missing is said now, and nothing is built in the middle of a step
         super().__init__(params, defaults, controls, nonfinite=nonfinite)
 
     def _averaging(self, group: Mapping[str, Any]) -> Number:
@@ -221,7 +221,7 @@ class SizedOptimizer(ControlledOptimizer):
             return compiled.step(bucket, self.direction, self.defaults)
         if self.fused and fast and bucket.treatment:
             self._start(bucket, bucket.wide_gradients(), self._buffers(bucket))
-            if (reports := fused.step(bucket, self.direction)) is not None:
+            if (reports := fused_step.step(bucket, self.direction)) is not None:
                 return reports
         group = bucket.group if capturing else {**bucket.group, "lr": float(bucket.group["lr"])}
         gradients, buffers = bucket.wide_gradients(), self._buffers(bucket)
@@ -260,10 +260,12 @@ class SizedOptimizer(ControlledOptimizer):
     ) -> object:
         if not self.fused:
             return None
-        return fused.fits(parameter, gradient, self.state[parameter], place, controls, group, self.direction)
+        return fused_step.fits(
+            parameter, gradient, self.state[parameter], place, controls, group, self.direction
+        )
 
     def _lengths(self, tensors: list[Tensor]) -> Sequence[Tensor]:
-        return fused.lengths(tensors) if self.fused else super()._lengths(tensors)
+        return fused_step.lengths(tensors) if self.fused else super()._lengths(tensors)
 
     def _capturing(self) -> bool:
         return self.capturable and is_capturing()

@@ -31,6 +31,7 @@ double equilibrium_rms(double momentum) { return std::sqrt((1.0 - momentum) / (1
 void adam(const Tensors& params, const Tensors& grads, const Tensors& averages, const Tensors& squares, double lr,
           double weight_decay, double beta1, double beta2, double eps, const Numbers& corrections,
           const Numbers& roots, bool maximize) {
+  expect_alike(params, {&grads, &averages, &squares});
   Pool pool;
   const auto runs = cut(params, std::vector<int64_t>(params.size(), kLanes), pool.parts());
   const float decay = static_cast<float>(1.0 - lr * weight_decay);
@@ -51,6 +52,7 @@ void adam(const Tensors& params, const Tensors& grads, const Tensors& averages, 
 
 void lion(const Tensors& params, const Tensors& grads, const Tensors& averages, double lr, double weight_decay,
           double momentum, bool nesterov, bool maximize) {
+  expect_alike(params, {&grads, &averages});
   Pool pool;
   const auto runs = cut(params, std::vector<int64_t>(params.size(), kLanes), pool.parts());
   const float decay = static_cast<float>(1.0 - lr * weight_decay);
@@ -68,12 +70,21 @@ void lion(const Tensors& params, const Tensors& grads, const Tensors& averages, 
   });
 }
 
+void expect_per_row(const Tensors& params, const Tensors& kept_norms, const Tensors& update_norm_sqs) {
+  for (size_t i = 0; i < params.size(); ++i) {
+    expect(kept_norms[i], params[i].size(0), "kept_norms");
+    expect(update_norm_sqs[i], params[i].size(0), "update_norm_sqs");
+  }
+}
+
 at::Tensor adam_angular(const Tensors& params, const Tensors& grads, const Tensors& averages, const Tensors& squares,
                         const Tensors& kept_norms, const Tensors& update_norm_sqs, double lr, const Numbers& angles,
                         double beta1, double beta2, double eps, const Numbers& corrections, const Numbers& roots,
                         double update_norm_decay, const Numbers& average_corrections, double rotational_eps,
                         bool maximize) {
   const Turning options{lr, update_norm_decay, rotational_eps};
+  expect_alike(params, {&grads, &averages, &squares});
+  expect_per_row(params, kept_norms, update_norm_sqs);
   return turn(params, [&](int64_t i, int64_t at, int64_t cols, float* room) {
     const AdamScalars s(beta1, beta2, eps, roots[i], maximize);
     const float scale = static_cast<float>(1.0 / corrections[i]);
@@ -95,6 +106,8 @@ at::Tensor lion_angular(const Tensors& params, const Tensors& grads, const Tenso
                         double momentum, bool nesterov, double update_norm_decay, const Numbers& average_corrections,
                         double rotational_eps, bool maximize) {
   const Turning options{lr, update_norm_decay, rotational_eps};
+  expect_alike(params, {&grads, &averages});
+  expect_per_row(params, kept_norms, update_norm_sqs);
   const LionScalars s(momentum, nesterov, maximize);
   const float scale = static_cast<float>(equilibrium_rms(momentum));
   return turn(params, [&](int64_t i, int64_t at, int64_t cols, float* room) {
@@ -122,6 +135,7 @@ bool takes(const Tensors& tensors) {
 // keeps too few cache lines on their way to use the memory's bandwidth.
 at::Tensor square_sums(const Tensors& tensors) {
   constexpr int64_t kStreams = 8, kBlock = 64 * kLanes;
+  for (const auto& tensor : tensors) expect(tensor, tensor.numel(), "a tensor");
   Pool pool;
   const int64_t count = static_cast<int64_t>(tensors.size());
   const auto runs = cut(tensors, std::vector<int64_t>(tensors.size(), kLanes), pool.parts());

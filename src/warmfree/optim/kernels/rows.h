@@ -9,7 +9,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -196,6 +198,23 @@ inline std::vector<std::vector<Span>> cut(const Tensors& tensors, const std::vec
     before += count;
   }
   return runs;
+}
+
+// What a kernel will read or write must be as long as it thinks: a tensor that is not would cost the process.
+inline void expect(const at::Tensor& tensor, int64_t count, const char* what) {
+  TORCH_CHECK(tensor.device().is_cpu() && tensor.scalar_type() == at::kFloat && tensor.is_contiguous(), what,
+              " must be contiguous float32 on the CPU");
+  TORCH_CHECK(tensor.numel() == count, what, " must have ", count, " numbers, has ", tensor.numel());
+}
+
+inline void expect_alike(const Tensors& params, std::initializer_list<const Tensors*> others) {
+  for (const Tensors* other : others) {
+    TORCH_CHECK(other->size() == params.size(), "all lists must have the length of params");
+    for (size_t i = 0; i < params.size(); ++i) {
+      expect(params[i], params[i].numel(), "a parameter");
+      expect((*other)[i], params[i].numel(), "a gradient or moment");
+    }
+  }
 }
 
 inline float* floats(const at::Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }

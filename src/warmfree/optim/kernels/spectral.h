@@ -272,9 +272,15 @@ inline at::Tensor adam_spectral(const Tensors& params, const Tensors& grads, con
                                 const Numbers& corrections, const Numbers& roots, double tau, double floor_unit,
                                 int64_t power_iterations, bool maximize) {
   const Options options{lr, weight_decay, tau, floor_unit, power_iterations};
+  expect_alike(params, {&grads, &averages, &squares});
   std::vector<Section> sections;
   for (size_t i = 0; i < params.size(); ++i) {
-    const int64_t cols = params[i].numel() / params[i].size(0);
+    const int64_t cols = params[i].numel() / params[i].size(0), count = heights[i].size();
+    expect(weight_vectors[i], count * cols, "weight_vectors");
+    expect(update_vectors[i], count * cols, "update_vectors");
+    expect(random_vectors[i], cols, "random_vectors");
+    TORCH_CHECK(std::accumulate(heights[i].begin(), heights[i].end(), int64_t{0}) == params[i].size(0),
+                "heights must add up to the rows");
     int64_t row = 0;
     for (size_t k = 0; k < heights[i].size(); ++k) {
       sections.push_back({floats(params[i]) + row * cols, floats(grads[i]) + row * cols,
