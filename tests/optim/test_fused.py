@@ -173,3 +173,14 @@ def test_a_huge_gradient_does_not_stop_a_weight_for_good(mode):
         optimizer.step()
     assert optimizer.state[weight]["exp_avg_sq"].isfinite().all()
     assert weight.max() < 0.96
+
+
+def test_what_a_build_lacks_is_said_by_the_constructor(monkeypatch):
+    def fail():
+        raise RuntimeError("Ninja is required to load C++ extensions")
+
+    monkeypatch.setattr(kernels, "_build", fail)
+    monkeypatch.setattr(kernels, "_module", None)
+    monkeypatch.setattr(kernels, "_failure", None)
+    with pytest.raises(RuntimeError, match=r"pip install warmfree\[fused\].*Ninja is required"):
+        AdamW2([nn.Parameter(torch.ones(2, 2))], fused=True)

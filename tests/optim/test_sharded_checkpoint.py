@@ -31,7 +31,7 @@ def begin(rank, folder, way):
     """Four steps, a checkpoint, two more steps; and the same two after a load in the same layout."""
     for name in BUILD:
         model, optimizer = make(name, way)
-        # torch initialises fresh optimizers by a step with zero gradients at lr 0 here.
+        # torch would make a step with zero gradients here, were there no state yet.
         get_optimizer_state_dict(model, optimizer)
         train(model, optimizer, range(4))
         save(model, optimizer, f"{folder}/{name}-4")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from warmfree.optim import compiled, kernels, norms
 from warmfree.optim import fused as fused_step
-from warmfree.optim.bucket import Bucket, Member, Place, make_move
+from warmfree.optim.bucket import Bucket, Member, make_move
 from warmfree.optim.control import NonFinite, NonFiniteGradientError, SizeControl
 from warmfree.optim.controlled import ControlledOptimizer, is_capturing
 from warmfree.optim.directions import SGD, Adam, Direction, Lion
@@ -185,7 +185,7 @@ class SizedOptimizer(ControlledOptimizer):
         chosen = [members[index] for index in sound], [gradients[index] for index in sound]
         for bucket in self._buckets(*chosen, together=False):
             buffers = self._buffers(bucket)
-            self._start(bucket, bucket.wide_gradients(), buffers)
+            self._start(bucket, buffers)
             self._keep(bucket, buffers)
 
     def _make_step(
@@ -220,12 +220,12 @@ class SizedOptimizer(ControlledOptimizer):
             bucket.advance()
             return compiled.step(bucket, self.direction, self.defaults)
         if self.fused and fast and bucket.treatment:
-            self._start(bucket, bucket.wide_gradients(), self._buffers(bucket))
+            self._start(bucket, self._buffers(bucket))
             if (reports := fused_step.step(bucket, self.direction)) is not None:
                 return reports
         group = bucket.group if capturing else {**bucket.group, "lr": float(bucket.group["lr"])}
         gradients, buffers = bucket.wide_gradients(), self._buffers(bucket)
-        self._start(bucket, gradients, buffers)
+        self._start(bucket, buffers)
         bucket.advance()
         parameters = [local(parameter) for parameter in bucket.parameters]
         weights = [
@@ -250,18 +250,12 @@ class SizedOptimizer(ControlledOptimizer):
             self.precision.write(parameter, weight, seed=0 if self.precision.plain else _seed(bucket, index))
         return reports
 
-    def _treatment(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        place: Place,
-        controls: tuple[SizeControl, ...],
-        group: dict[str, Any],
-    ) -> object:
-        if not self.fused:
-            return None
-        return fused_step.fits(
-            parameter, gradient, self.state[parameter], place, controls, group, self.direction
+    def _treatment(self, member: Member, gradient: Tensor, controls: tuple[SizeControl, ...]) -> object:
+        """Return whether the kernels can step a parameter."""
+        group, parameter = self.param_groups[member[0]], member[2]
+        place, state = self._places[parameter], self.state[parameter]
+        return self.fused and fused_step.fits(
+            parameter, gradient, state, place, controls, group, self.direction
         )
 
     def _lengths(self, tensors: list[Tensor]) -> Sequence[Tensor]:
@@ -283,13 +277,14 @@ class SizedOptimizer(ControlledOptimizer):
                     seed = _seed(bucket, index, place + 1)
                     state[name].copy_(round_stochastically(tensor, seed=seed))
 
-    def _start(self, bucket: Bucket, gradients: list[Tensor], buffers: dict[str, list[Tensor]]) -> None:
+    def _start(self, bucket: Bucket, buffers: dict[str, list[Tensor]]) -> None:
         """Let the direction see the first gradient of the parameters that have not started."""
         if not self.direction.needs_first_gradient or self._capturing():
             return
         fresh = [index for index, state in enumerate(bucket.states) if state["started"] == 0]
         if not fresh:
             return
+        gradients = bucket.wide_gradients()
         self.direction.start(
             [gradients[index] for index in fresh],
             {name: [tensors[index] for index in fresh] for name, tensors in buffers.items()},

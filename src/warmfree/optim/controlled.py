@@ -277,7 +277,7 @@ class ControlledOptimizer(Optimizer):
                 alone = index
             kinds = tuple(map(type, controls))
             fresh = frozenset(name for name, count in counted.items() if count == 1)
-            treatment = self._treatment(parameter, gradient, place, controls, group)
+            treatment = self._treatment(member, gradient, controls)
             alike = (
                 group_index,
                 kinds,
@@ -295,16 +295,9 @@ class ControlledOptimizer(Optimizer):
             bucket.add(index, parameter, gradient, place, state)
         return list(buckets.values())
 
-    def _treatment(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        place: Place,
-        controls: tuple[SizeControl, ...],
-        group: dict[str, Any],
-    ) -> object:
+    def _treatment(self, member: Member, gradient: Tensor, controls: tuple[SizeControl, ...]) -> object:
         """Return what else parameters of a bucket must have in common."""
-        del parameter, gradient, place, controls, group
+        del member, gradient, controls
         return None
 
     def _is_unsound(self, members: list[Member], sizes: Sequence[float]) -> bool:

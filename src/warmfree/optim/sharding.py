@@ -44,7 +44,7 @@ class Peers:
         return _all_reduce(partial, self.groups)
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_dtensor(tensor: Tensor) -> bool:
     """Return whether a tensor is a DTensor, spread over a mesh or replicated."""
     # Importing torch.distributed.tensor takes half as long as torch itself; who has a DTensor has imported it.
     module = sys.modules.get("torch.distributed.tensor")
@@ -53,7 +53,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process holds, sharing memory; a plain tensor is its own part."""
-    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
+    return cast(Any, tensor).to_local() if is_dtensor(tensor) else tensor
 
 
 def local_state(state: dict[str, Any]) -> dict[str, Any]:
@@ -69,16 +69,15 @@ def local_gradient(parameter: Tensor) -> Tensor:
     """
     gradient = parameter.grad
     assert gradient is not None
-    if not is_sharded(parameter):
-        if is_sharded(gradient):
+    if not is_dtensor(parameter):
+        if is_dtensor(gradient):
             raise RuntimeError("a plain parameter has a sharded gradient (DTensor): shard the parameter, too")
         return gradient
     ours, theirs = cast(Any, parameter), cast(Any, gradient)
-    if not is_sharded(gradient) or theirs.device_mesh != ours.device_mesh:
+    if not is_dtensor(gradient) or theirs.device_mesh != ours.device_mesh:
         raise RuntimeError("a sharded parameter must have a gradient on its own mesh")
-    if (
-        theirs.placements != ours.placements
-    ):  # the partial sums of a replicated gain under sequence parallelism
+    if theirs.placements != ours.placements:
+        # The partial sums of a replicated gain under sequence parallelism.
         theirs = theirs.redistribute(placements=ours.placements)
     part = theirs.to_local()
     return cast(Tensor, part.wait() if hasattr(part, "wait") else part)
@@ -86,12 +85,12 @@ def local_gradient(parameter: Tensor) -> Tensor:
 
 def signature(tensor: Tensor) -> tuple[Any, ...] | None:
     """Return what tensors must have in common to be reduced together; None for plain ones."""
-    return (cast(Any, tensor).device_mesh, cast(Any, tensor).placements) if is_sharded(tensor) else None
+    return (cast(Any, tensor).device_mesh, cast(Any, tensor).placements) if is_dtensor(tensor) else None
 
 
 def check_placements(parameter: Tensor, *, name: str) -> None:
     """Raise TypeError or ValueError if a DTensor cannot be stepped by this process."""
-    if not is_sharded(parameter):
+    if not is_dtensor(parameter):
         return
     mesh, placements = cast(Any, parameter).device_mesh, cast(Any, parameter).placements
     kind = f"a DTensor of shape {tuple(parameter.shape)} with placements {placements}"
@@ -106,7 +105,7 @@ def check_placements(parameter: Tensor, *, name: str) -> None:
 
 def peers_of(parameter: Tensor, layout: Layout) -> Peers:
     """Find the process groups that share the rows and the columns of a parameter."""
-    if not is_sharded(parameter):
+    if not is_dtensor(parameter):
         return Peers()
     mesh, placements = cast(Any, parameter).device_mesh, cast(Any, parameter).placements
     spread = [
@@ -173,7 +172,7 @@ def part_of(parameter: Tensor, layout: Layout) -> Part:
     rows = shape[out_dim] if shape else 1
     fan_in = parameter.numel() // max(1, rows) if parameter.ndim > 1 else 1
     heights = layout.sections or (rows,)
-    if not is_sharded(parameter) or layout.role == "vector":
+    if not is_dtensor(parameter) or layout.role == "vector":
         return Part(rows, fan_in, heights, heights)
     indices = [_indices(parameter, dim) for dim in range(parameter.ndim)]
     if (sizes := tuple(map(len, indices))) != tuple(local(parameter).shape):
@@ -198,7 +197,7 @@ def zeros_per_row(parameter: Tensor, *, out_dim: int, dtype: torch.dtype) -> Ten
     """Return one zero per output neuron, shaped to broadcast against the parameter and spread as its rows are."""
     shape = [1] * parameter.ndim
     shape[out_dim] = parameter.shape[out_dim]
-    if not is_sharded(parameter):
+    if not is_dtensor(parameter):
         return torch.zeros(shape, dtype=dtype, device=parameter.device)
     mesh, placements = cast(Any, parameter).device_mesh, cast(Any, parameter).placements
     from torch.distributed.tensor import DTensor, Replicate
