@@ -56,6 +56,14 @@ def local(tensor: Tensor) -> Tensor:
     return cast(Any, tensor).to_local() if is_dtensor(tensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor, gathered from the processes that hold parts of it; a plain tensor is whole."""
+    if not is_dtensor(tensor):
+        return tensor
+    gathered = cast(Any, tensor).full_tensor()
+    return cast(Tensor, gathered.wait() if hasattr(gathered, "wait") else gathered)
+
+
 def local_state(state: dict[str, Any]) -> dict[str, Any]:
     """Return a state with the local part of each entry."""
     return {name: local(value) for name, value in state.items()}
