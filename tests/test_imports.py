@@ -52,7 +52,8 @@ ALLOWED = {
     "optim.presets": [f"optim.{name}" for name in OPTIM],
     "optim.wrap": [f"optim.{name}" for name in OPTIM],
     "schedule": ["schedule", "measure", "record"],
-    "measure": ["measure", "record", "optim.norms", "optim.move"],
+    "measure": ["measure", "record", "optim.norms", "optim.move", "optim.sharding"],
+    "monitor": ["monitor", "measure", "record", "optim.norms", "optim.move", "optim.sharding"],
     "report": ["report", "record"],
 }
 

@@ -1,6 +1,7 @@
 """Train transformers without learning-rate warmup."""
 
 from warmfree import optim, schedule
+from warmfree.monitor.monitor import Monitor
 from warmfree.optim import (
     AdamW2,
     GIAdamW,
@@ -19,6 +20,7 @@ __all__ = [
     "GIAdamW",
     "LionA",
     "LionAR",
+    "Monitor",
     "RotationalAdamW",
     "SizedOptimizer",
     "__version__",
