@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import re
 
-_VOID = frozenset({"br", "col", "hr", "meta"})
+_VOID = frozenset({"br", "col", "hr", "img", "input", "meta"})
 
 
 def text(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -82,3 +83,25 @@ def listing(items: Sequence[str]) -> str:
     if len(items) < 2:
         return "".join(items)
     return f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def number(value: float) -> str:
+    """Write any number with three digits; zero, infinities and "not a number" too.
+
+    Example:
+        >>> number(0.02134), number(12345.6), number(-1.5e-7), number(0), number(float("nan")), number(float("inf"))
+        ('0.0213', '12,346', '−1.5e-7', '0', 'NaN', '∞')
+    """
+    if math.isnan(value):
+        return "NaN"
+    sign, size = ("−" if value < 0 else ""), abs(value)
+    if size == 0:
+        return "0"
+    if math.isinf(size):
+        return f"{sign}∞"
+    if 999.5 <= size < 99_999.5:
+        return f"{sign}{size:,.0f}"
+    if 0.00095 <= size < 1000:
+        return f"{sign}{size:.3g}"
+    mantissa, exponent = f"{size:.2e}".split("e")
+    return f"{sign}{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
