@@ -4,15 +4,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.console import Console
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from warmfree.lab.compare import compare, preview
 from warmfree.lab.plan import DEFAULT_TASK, make_plan
+from warmfree.report.runs import load_run, run_summary, write_run_report
 
-__all__ = ["COMMANDS", "Compare"]
+__all__ = ["COMMANDS", "Compare", "Report"]
 
 
 @dataclass(kw_only=True)
@@ -78,4 +79,34 @@ class Compare:
             compare(plan, out, workers=self.workers, command=command, console=console)
 
 
-COMMANDS: dict[str, Callable[..., Compare]] = {"compare": Compare}
+@dataclass(kw_only=True)
+class Report:
+    """Make one page of runs that a monitor watched.
+
+    Each RUN is the folder that `warmfree.Monitor` was given as `out`. The page has the loss with all alerts, every
+    quantity of every layer over the steps, and the distance to the stability threshold; it loads nothing.
+    """
+
+    runs: Annotated[tuple[Path, ...], arg(metavar="RUN ...", help_behavior_hint=""), Positional]
+    """Folders of watched runs."""
+    out: Annotated[
+        Path | None, arg(metavar="FILE", help_behavior_hint="(default: report.html in the run)")
+    ] = None
+    """The page, or a folder for it; with several runs the default is report.html here."""
+
+    def __call__(self, *, command: str) -> None:  # noqa: ARG002 (what all commands are called with)
+        """Write the page and say what it shows."""
+        if not self.runs:
+            raise ValueError("name the folder of at least one watched run")
+        console = Console(highlight=False)
+        for folder in self.runs:
+            run = load_run(folder)
+            console.print(f"{run.name}", style="bold")
+            for sentence in run_summary(run):
+                console.print(f"  {sentence}", soft_wrap=True, markup=False)
+        alone = self.runs[0] if len(self.runs) == 1 and self.runs[0].is_dir() else Path("report.html")
+        page = write_run_report(self.runs, self.out or alone)
+        console.print(f"report: {page}", soft_wrap=True, markup=False)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"compare": Compare, "report": Report}

@@ -68,7 +68,7 @@ class Representation(Probe):
     needs = frozenset(("batch", "snapshot"))
     watches = True
 
-    def __init__(self, *, every: int = 20, tokens: int = 256) -> None:
+    def __init__(self, *, every: int = 20, tokens: int = 64) -> None:
         self.every, self._tokens = every, tokens
         self._snr: dict[str, float] = {}
 
