@@ -1,7 +1,6 @@
 """The monitor on several processes: one record, the numbers of the whole, the same training."""
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from watched import EVERYTHING, records, watch
 
 import warmfree
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "optim"))
-from sharded import CLASSES, VOCABULARY, make_transformer, spawn, spread, whole
+from optim.sharded import CLASSES, VOCABULARY, make_transformer, spread, whole
+from processes import spawn
 
 OPTIMIZERS = {"AdamW": torch.optim.AdamW, "AdamW2": warmfree.AdamW2}
 CASES = [(way, name) for way in ("ddp", "fsdp", "tp") for name in OPTIMIZERS]

@@ -1,11 +1,7 @@
 """A small transformer with awkward sizes, ways to spread it over processes, and a worker that trains it."""
 
-import os
-import socket
-
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
@@ -135,21 +131,3 @@ def whole(model):
             value.full_tensor() if hasattr(value, "full_tensor") else value
         ).clone()
     return full
-
-
-def _enter(rank, work, size, port, arguments):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=size)
-    try:
-        work(rank, *arguments)
-    finally:
-        dist.destroy_process_group()
-
-
-def spawn(work, size, *arguments):
-    """Run work(rank, *arguments) in `size` processes that form a group."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_enter, args=(work, size, port, arguments), nprocs=size)

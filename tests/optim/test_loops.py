@@ -3,8 +3,10 @@
 import pytest
 import torch
 from problems import OPTIMIZERS, assert_equal, batch, make_model, weights
-from sharded import BUILD, backward, groups_of, make_transformer, spawn, spread, whole
+from sharded import BUILD, backward, groups_of, make_transformer, spread, whole
 from torch import nn
+
+from processes import spawn
 
 
 def loss_of(model, step, rows=slice(None)):

@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.distributed as dist
-from sharded import BUILD, backward, groups_of, make_transformer, spawn, spread, train, whole
+from sharded import BUILD, backward, groups_of, make_transformer, spread, train, whole
+
+from processes import spawn
 
 STEPS = 20
 WAYS = {1: ["fsdp"], 2: ["fsdp", "tp", "fsdp+tp"], 4: ["fsdp", "hsdp", "tp", "fsdp+tp", "ddp"]}

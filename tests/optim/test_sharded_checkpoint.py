@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from sharded import BUILD, groups_of, make_transformer, spawn, spread, train, whole
+from sharded import BUILD, groups_of, make_transformer, spread, train, whole
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, get_state_dict, set_state_dict
+
+from processes import spawn
 
 
 def make(name, way):

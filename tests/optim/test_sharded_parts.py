@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-from sharded import BUILD, make_transformer, spawn, spread
+from sharded import BUILD, make_transformer, spread
 from torch import nn
 
+from processes import spawn
 from warmfree import AdamW2, LionAR
 
 SHAPES = {

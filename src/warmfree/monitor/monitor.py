@@ -73,6 +73,7 @@ class Monitor:
         raised: alerts that were raised and not cleared yet.
         latest: the last values of every quantity.
         overhead: time that the monitor took relative to the training without it.
+        costs: the same by probe.
 
     Raises:
         ValueError: a setting is out of range, a probe or rule has the name of another, or is not known.
@@ -163,12 +164,8 @@ class Monitor:
             probe.end()
         for step, loss, lr in self._losses.ready(last=True):
             self._outlet.loss(step, loss, lr)
-        costs = {
-            name: {"runs": account.runs, "seconds": account.seconds}
-            for name, account in self._budget.accounts.items()
-        }
         seconds = self._budget.training_seconds
-        self._outlet.record("end", step=self.step, seconds=seconds, overhead=self.overhead, probes=costs)
+        self._outlet.record("end", step=self.step, seconds=seconds, overhead=self.overhead, probes=self.costs)
         self._outlet.close()
 
     def __enter__(self) -> Self:
@@ -208,6 +205,12 @@ class Monitor:
     def overhead(self) -> float:
         """Time that the monitor took relative to the training without it."""
         return self._budget.overhead
+
+    @property
+    def costs(self) -> dict[str, dict[str, float]]:
+        """How often each probe has run, and the seconds that took in all."""
+        accounts = self._budget.accounts.items()
+        return {name: {"runs": account.runs, "seconds": account.seconds} for name, account in accounts}
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """Measure at once, or if there is a closure, which makes the gradients, after its first call."""

@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import nn
 
-from optim.sharded import spawn
+from processes import spawn
 from warmfree.measure.attention import query_key_weights, spectrum, watch_attention
 from warmfree.measure.undisturbed import undisturbed
 
