@@ -195,6 +195,23 @@ def test_differences_come_close_in_float32_in_flat_and_in_sharp_directions():
         assert error <= 5e-3 * torch.linalg.vector_norm(expected)
 
 
+def test_differences_know_in_which_precision_the_loss_is_computed():
+    case = make("gpt")
+    values, vectors = torch.linalg.eigh(dense_hessian("gpt"))
+    pieces = vectors[:, -1].split([parameter.numel() for parameter in case.parameters])
+    direction = [piece.view(p.shape) for piece, p in zip(pieces, case.parameters, strict=True)]
+    case.model.float()
+
+    def rough():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return case.loss()
+
+    for loss, error in ((case.loss, 5e-3), (rough, 0.15)):
+        products = DifferenceHessian(loss, case.parameters)([piece.float() for piece in direction])
+        quotient = (flat(products).double() @ flat(direction)).item()
+        assert quotient == pytest.approx(values[-1].item(), rel=error)
+
+
 def test_differences_restore_weights_bit_for_bit_also_after_an_exception():
     case = make("mlp")
     case.model.float()

@@ -224,9 +224,9 @@ def sharded_work(rank, folder, way):
     optimizer.zero_grad()
     loss().backward()
     kept = [parameter.grad for parameter in case.model.parameters()]
-    plain = sharpness(case.model, loss, tolerance=1e-5, max_products=60)
-    block = sharpness(case.model, loss, list(case.model[0].parameters()), tolerance=1e-5, max_products=60)
-    found = preconditioned_sharpness(case.model, optimizer, loss, tolerance=1e-5, max_products=60)
+    plain = sharpness(case.model, loss, tolerance=1e-4, max_products=40)
+    block = sharpness(case.model, loss, list(case.model[0].parameters()), tolerance=1e-4, max_products=40)
+    found = preconditioned_sharpness(case.model, optimizer, loss, tolerance=1e-4, max_products=40)
     warm = preconditioned_sharpness(case.model, optimizer, loss, start=found.vector)
     assert all(p.grad is grad for p, grad in zip(case.model.parameters(), kept, strict=True))
     optimizer.step()
@@ -251,5 +251,7 @@ def test_sharded_models_have_the_sharpness_of_the_plain_one(tmp_path, way):
         sharpness(case.model, case.loss, list(case.model[0].parameters()), **EXACT).value,
         preconditioned_sharpness(case.model, optimizer, case.loss, **EXACT).value,
     ]
-    for value, reference in zip(values, [*expected, expected[-1]], strict=True):
-        assert value == pytest.approx(reference, rel=1e-2 if value is values[-1] else 1e-4)
+    for value, reference, error in zip(
+        values, [*expected, expected[-1]], [1e-3, 1e-3, 1e-3, 1e-2], strict=True
+    ):
+        assert value == pytest.approx(reference, rel=error)
