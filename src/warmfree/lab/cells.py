@@ -1,7 +1,7 @@
 """One training run of a comparison, in a folder of its own."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from warmfree.lab.data import Corpus
 from warmfree.lab.lock import exclusive
 from warmfree.lab.methods import METHODS
 from warmfree.lab.tasks import ByteGPTConfig, prepare_run
-from warmfree.lab.train import CHECKPOINT, RECORD, OnStep, train
+from warmfree.lab.train import CHECKPOINT, RECORD, OnStep, Run, Watch, train
 from warmfree.record import read_json, read_records, write_json
 
-__all__ = ["Cell", "read_cell", "read_result", "run_cell"]
+__all__ = ["Cell", "finish_cell", "read_cell", "read_result", "run_cell"]
 
 RESULT = "result.json"
 CURVE_POINTS = 200
@@ -59,13 +59,39 @@ def run_cell(
     Raises:
         Interrupted: a signal asked to stop; the state is saved.
     """
+
+    def prepare() -> Run:
+        return prepare_run(config, corpus, METHODS[cell.method], lr=cell.lr, seed=cell.seed)
+
+    finish_cell(cell, prepare, folder, on_step=on_step)
+
+
+def finish_cell(
+    cell: Cell,
+    prepare: Callable[[], Run],
+    folder: Path,
+    *,
+    on_step: OnStep | None = None,
+    watch: Watch | None = None,
+) -> None:
+    """Do the same for a run of any kind.
+
+    Args:
+        cell: what it is called.
+        prepare: makes the run.
+        folder: of this cell; created when missing. A checkpoint in it is continued.
+        on_step: called after every step with (steps done, loss, lr).
+        watch: makes a monitor of the run.
+
+    Raises:
+        Interrupted: a signal asked to stop; the state is saved.
+    """
     folder.mkdir(exist_ok=True)
     # A worker of a killed run may need a moment to notice; two writers must never meet in one record.
     with exclusive(folder / ".lock", wait=10.0):
         if cell.is_done(folder):
             return
-        run = prepare_run(config, corpus, METHODS[cell.method], lr=cell.lr, seed=cell.seed)
-        outcome = train(run, folder, on_step=on_step)
+        outcome = train(prepare(), folder, on_step=on_step, watch=watch)
         write_json(folder / RESULT, dataclasses.asdict(cell) | dataclasses.asdict(outcome))
         (folder / CHECKPOINT).unlink(missing_ok=True)
 

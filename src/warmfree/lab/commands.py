@@ -4,12 +4,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from tyro.conf import Positional, arg
 
 from warmfree.lab.compare import compare, preview
+from warmfree.lab.dissect.cases import MODELS, find_case
+from warmfree.lab.dissect.command import dissect
+from warmfree.lab.dissect.command import preview as preview_dissection
 from warmfree.lab.plan import DEFAULT_TASK, make_plan
 from warmfree.report.runs import load_run, run_summary, write_run_report
 
@@ -109,4 +112,46 @@ class Report:
         console.print(f"report: {page}", soft_wrap=True, markup=False)
 
 
-COMMANDS: dict[str, Callable[..., Any]] = {"compare": Compare, "report": Report}
+@dataclass(kw_only=True)
+class Dissect:
+    """Dissect a crash: which quantity of which layer moves first where AdamW without warmup fails.
+
+    Trains a small GPT and a small ViT at a learning rate where AdamW without warmup fails, beside AdamW with warmup and
+    optimizers that need none, and watches every run with all probes. Writes results.json, dissection.md and a page
+    a seed for each model. Interrupted or killed, the same command goes on where it was.
+    """
+
+    model: Annotated[Literal["both", "gpt", "vit"], arg(metavar="{both,gpt,vit}")] = "both"
+    """Which model."""
+    seeds: Annotated[int, arg(metavar="N")] = 3
+    """How many seeds: 0, 1, ..."""
+    steps: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: 300 for the GPT, 200 for the ViT)")
+    ] = None
+    """Optimizer steps of every run."""
+    workers: Annotated[int, arg(metavar="N")] = os.cpu_count() or 1
+    """Parallel processes, of one thread each."""
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("warmfree-dissect")
+    """Results folder, with a folder for each model in it."""
+    dry_run: bool = False
+    """Print the runs and the expected time, and do nothing."""
+
+    def __call__(self, *, command: str) -> None:
+        """Run the dissection, or preview it.
+
+        Args:
+            command: what was typed, for the results.
+        """
+        for name, value in (("workers", self.workers), ("seeds", self.seeds)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        names = MODELS if self.model == "both" else (self.model,)
+        cases = [find_case(name, steps=self.steps) for name in names]
+        console = Console()
+        if self.dry_run:
+            preview_dissection(cases, self.out, seeds=self.seeds, workers=self.workers, console=console)
+        else:
+            dissect(cases, self.out, seeds=self.seeds, workers=self.workers, command=command, console=console)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {"compare": Compare, "report": Report, "dissect": Dissect}

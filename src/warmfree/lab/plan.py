@@ -14,8 +14,17 @@ from warmfree.lab.data import Batches, Corpus, load_shakespeare, load_text
 from warmfree.lab.folder import Grid
 from warmfree.lab.methods import METHODS, Method, find_methods
 from warmfree.lab.tasks import ByteGPTConfig, prepare_run
+from warmfree.lab.train import Run
 
-__all__ = ["DEFAULT_TASK", "QUICK_TASK", "Plan", "estimate_seconds", "make_plan"]
+__all__ = [
+    "DEFAULT_TASK",
+    "QUICK_TASK",
+    "Plan",
+    "estimate_seconds",
+    "make_plan",
+    "spread_seconds",
+    "time_run",
+]
 
 DEFAULT_TASK = ByteGPTConfig()
 QUICK_TASK = ByteGPTConfig(layers=2, width=64, context=32)
@@ -102,10 +111,25 @@ def estimate_seconds(plan: Plan, *, cells: int, workers: int) -> float:
     if cells == 0:
         return 0.0
     method = plan.methods[0]
+    run = prepare_run(plan.task, plan.corpus, method, lr=plan.grid.lrs[method.name][0], seed=0)
+    return spread_seconds(time_run(run), cells=cells, workers=workers)
+
+
+def spread_seconds(per_cell: float, *, cells: int, workers: int) -> float:
+    """Return about how long runs of so many seconds each take in parallel processes.
+
+    Example:
+        >>> spread_seconds(10.0, cells=3, workers=1)
+        36.0
+    """
+    return _START_SECONDS + math.ceil(cells / workers) * per_cell * (_SHARED_MACHINE if workers > 1 else 1.0)
+
+
+def time_run(run: Run) -> float:
+    """Return about how many seconds a run takes, from a few timed steps of it on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        run = prepare_run(plan.task, plan.corpus, method, lr=plan.grid.lrs[method.name][0], seed=0)
         durations = []
         for step in range(_CALIBRATION_STEPS):
             began = time.perf_counter()
@@ -120,9 +144,7 @@ def estimate_seconds(plan: Plan, *, cells: int, workers: int) -> float:
     finally:
         torch.set_num_threads(threads)
     per_step = sorted(durations)[len(durations) // 2]
-    per_cell = plan.task.steps * per_step + math.ceil(plan.task.steps / run.eval_every) * validation
-    rounds = math.ceil(cells / workers)
-    return _START_SECONDS + rounds * per_cell * (_SHARED_MACHINE if workers > 1 else 1.0)
+    return run.steps * per_step + math.ceil(run.steps / run.eval_every) * validation
 
 
 def _check_lrs(lrs: Sequence[float]) -> None:

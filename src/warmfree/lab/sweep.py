@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,7 @@ from warmfree.lab.plan import Plan
 from warmfree.lab.tasks import ByteGPTConfig
 from warmfree.lab.workers import Event, Report, run_jobs
 
-__all__ = ["sweep"]
+__all__ = ["sweep", "sweep_cells"]
 
 
 def sweep(plan: Plan, folder: ResultsFolder, *, workers: int, console: Console) -> None:
@@ -27,15 +28,39 @@ def sweep(plan: Plan, folder: ResultsFolder, *, workers: int, console: Console) 
         JobFailedError: a cell raised, or its process died.
     """
     table = LiveTable(grid=plan.grid, labels={m.name: m.label for m in plan.methods}, steps=plan.task.steps)
-    waiting = []
-    for cell in plan.grid.cells():
+    work = functools.partial(_train_cell, config=plan.task, corpus=plan.corpus, cells=folder.path / "cells")
+    sweep_cells(work, table, folder, workers=workers, console=console)
+
+
+def sweep_cells(
+    work: Callable[[Cell, Report], None],
+    table: LiveTable,
+    folder: ResultsFolder,
+    *,
+    workers: int,
+    console: Console,
+) -> None:
+    """Do the same for cells of any kind.
+
+    Args:
+        work: does one cell, in its folder; picklable, called in a worker process.
+        table: of the grid of all cells.
+        folder: where they are.
+        workers: processes, >= 1.
+        console: where to show progress.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM; running cells are saved.
+        JobFailedError: a cell raised, or its process died.
+    """
+    cells, waiting = table.grid.cells(), []
+    for cell in cells:
         if cell.is_done(folder.cell(cell)):
             table.done[cell] = _loss_of(cell, folder)
         else:
             waiting.append(cell)
     if not waiting:
         return
-    work = functools.partial(_train_cell, config=plan.task, corpus=plan.corpus, cells=folder.path / "cells")
     # Off a terminal the table would be a page for every refresh: there, each run is one line when it is done.
     live = Live(table, console=console, auto_refresh=False, transient=True) if console.is_terminal else None
     with (
@@ -52,7 +77,7 @@ def sweep(plan: Plan, folder: ResultsFolder, *, workers: int, console: Console) 
                 live.refresh()
             if interrupts.requested:
                 raise Interrupted(
-                    f"interrupted; {len(table.done)} of {len(plan.grid.cells())} runs are done and saved in "
+                    f"interrupted; {len(table.done)} of {len(cells)} runs are done and saved in "
                     f"{folder.path}: run the same command again to resume"
                 )
 

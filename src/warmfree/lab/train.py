@@ -4,6 +4,7 @@ The loop knows neither the model nor the data: a :class:`Run` brings the loss of
 step alone, so that a resumed run sees what it would have seen.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from warmfree.lab.checkpoint import load_checkpoint, save_checkpoint
 from warmfree.lab.interrupt import Interrupted, Interrupts
 from warmfree.measure.updates import Update, UpdateProbe
+from warmfree.monitor import Monitor
 from warmfree.record import RecordWriter
 
-__all__ = ["CHECKPOINT", "RECORD", "Divergence", "Outcome", "Run", "train"]
+__all__ = ["CHECKPOINT", "RECORD", "Divergence", "Outcome", "Run", "Watch", "train"]
 
 RECORD = "record.jsonl"
 CHECKPOINT = "checkpoint.pt"
@@ -67,6 +69,9 @@ class Run:
     def is_measured(self, step: int) -> bool:
         """Return whether a step's updates are measured: each of the first 20, then 50 over the run."""
         return step < DENSE_STEPS or step % max(self.steps // 50, 1) == 0 or step == self.steps - 1
+
+
+Watch = Callable[[Run, int], Monitor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +132,7 @@ class _Progress:
 _SAVED = ("step", "skipped_steps", "first_loss", "val_loss", "halfway_val_loss")
 
 
-def train(run: Run, folder: Path, *, on_step: OnStep | None = None) -> Outcome:
+def train(run: Run, folder: Path, *, on_step: OnStep | None = None, watch: Watch | None = None) -> Outcome:
     """Train to the end, from the folder's checkpoint when there is one.
 
     Every step is a record in ``record.jsonl``: ``step``, ``loss`` (before the step) and ``lr``, and on
@@ -141,6 +146,7 @@ def train(run: Run, folder: Path, *, on_step: OnStep | None = None) -> Outcome:
         run: what to train.
         folder: where record and checkpoint lie; it exists.
         on_step: called after every step with (steps done, loss, lr).
+        watch: makes a monitor, given the run and its first step; it changes no number of the run.
 
     Returns:
         The outcome; divergence is one, never an exception.
@@ -153,7 +159,12 @@ def train(run: Run, folder: Path, *, on_step: OnStep | None = None) -> Outcome:
     progress = _Progress(**(load_checkpoint(checkpoint, run.model, run.optimizer, run.schedule) or {}))
     probe = UpdateProbe(run.model)
     run.model.train()
-    with RecordWriter(folder / RECORD) as record, Interrupts() as interrupts:
+    monitor = None if watch is None else watch(run, progress.step)
+    with (
+        RecordWriter(folder / RECORD) as record,
+        Interrupts() as interrupts,
+        monitor or contextlib.nullcontext(),
+    ):
         while progress.step < run.steps:
             if interrupts.requested:
                 _save(checkpoint, run, progress)
@@ -161,7 +172,7 @@ def train(run: Run, folder: Path, *, on_step: OnStep | None = None) -> Outcome:
                     f"interrupted after step {progress.step} of {run.steps}, saved in {checkpoint}; "
                     f"run the same command again to resume"
                 )
-            row, divergence = _step(run, probe, progress)
+            row, divergence = _step(run, probe, progress, monitor)
             record.write(row)
             if divergence is not None:
                 return _diverged(divergence, progress)
@@ -178,7 +189,9 @@ def train(run: Run, folder: Path, *, on_step: OnStep | None = None) -> Outcome:
     return _judge(run, progress)
 
 
-def _step(run: Run, probe: UpdateProbe, progress: _Progress) -> tuple[dict[str, Any], Divergence | None]:
+def _step(
+    run: Run, probe: UpdateProbe, progress: _Progress, monitor: Monitor | None
+) -> tuple[dict[str, Any], Divergence | None]:
     """Do one optimizer step; return its record, and the divergence that kept it from happening."""
     step, lr = progress.step, float(run.optimizer.param_groups[0]["lr"])
     loss = run.loss(step)
@@ -189,6 +202,8 @@ def _step(run: Run, probe: UpdateProbe, progress: _Progress) -> tuple[dict[str, 
         )
     if step == 0:
         progress.first_loss = row["loss"]
+    if monitor is not None:
+        monitor.log(row["loss"])
     run.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     bad = _bad_gradient(run.model)
