@@ -1,5 +1,6 @@
 """The monitor in other libraries' trainers: real ones, small models, no network."""
 
+import math
 import os
 import warnings
 
@@ -48,7 +49,7 @@ def test_transformers_trainer(tmp_path):
     from warmfree.adapters.transformers import MonitorCallback
 
     gpt2_trainer(tmp_path / "bare", steps=6, callbacks=[]).train()
-    callback = MonitorCallback(probes="all")
+    callback = MonitorCallback(probes="all", budget=math.inf)
     trainer = gpt2_trainer(tmp_path / "run", steps=6, callbacks=[callback])
     trainer.train()
     folder = tmp_path / "run"
@@ -109,7 +110,7 @@ def test_lightning_trainer(tmp_path, accumulate):
     torch.manual_seed(0)
     module = lightning_module(lightning)
     data = DataLoader(TensorDataset(torch.randn(48, 5), torch.randn(48, 1)), batch_size=4)
-    callback = MonitorCallback(str(tmp_path), batch_size=4 * accumulate)
+    callback = MonitorCallback(str(tmp_path), batch_size=4 * accumulate, budget=math.inf)
     trainer = lightning.Trainer(
         max_epochs=1,
         accelerator="cpu",

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from warmfree.monitor.batch import Capture, ProbeBatch, loss_in, plain
+from warmfree.monitor.batch import ProbeBatch, loss_in, plain
+from warmfree.monitor.capture import Capture
 
 
 class WithLoss(nn.Module):
@@ -80,7 +81,7 @@ def test_given_batches():
     for given in (x, (x,), [x], {"input": x}):
         batch = ProbeBatch.given(given, None, samples=4)
         assert batch.run(model).shape == (4, 2)
-        with pytest.raises(ValueError, match="pass loss="):
+        with pytest.raises(ValueError, match="pass loss_fn="):
             batch.loss(model)
     batch = ProbeBatch.given("anything", lambda m, b: m(x).sum() * len(b), samples=4)
     assert batch.loss(model) == batch.run(model) == model(x).sum() * 8

@@ -60,7 +60,7 @@ def test_a_watched_run_is_the_same_bit_for_bit(make, tmp_path):
 def test_everything_is_measured_where_it_should_be(tmp_path):
     model = tiny_gpt()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
-    everything = {"probes": PROBES, "batch": gpt_batch(99), "loss": gpt_loss}
+    everything = {"probes": PROBES, "batch": gpt_batch(99), "loss_fn": gpt_loss}
     with watch(model, optimizer, tmp_path, **everything) as monitor:
         for step in range(6):
             loss = model.loss(*gpt_batch(step))
@@ -398,7 +398,7 @@ def test_curvature_without_a_loss_says_what_to_do(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(model, optimizer, tmp_path, probes=("curvature",)):
         model(torch.ones(2, 3)).sum().backward()
-        with pytest.warns(RuntimeWarning, match="curvature needs a loss: pass loss="):
+        with pytest.warns(RuntimeWarning, match="curvature needs a loss: pass loss_fn="):
             optimizer.step()
 
 
@@ -406,7 +406,7 @@ def test_curvature_of_a_quadratic_beside_its_threshold():
     model = nn.Linear(2, 1, bias=False)
     x = torch.tensor([[1.0, 0.0], [0.0, 3.0]])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    settings = {"probes": ("curvature",), "batch": x, "loss": lambda model, x: model(x).square().sum()}
+    settings = {"probes": ("curvature",), "batch": x, "loss_fn": lambda model, x: model(x).square().sum()}
     with watch(model, optimizer, **settings) as monitor:
         model(x).square().sum().backward()
         optimizer.step()
@@ -476,7 +476,7 @@ def test_own_rules_and_sinks(tmp_path):
     model, sink = nn.Linear(2, 1), Sink()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rule = Rule(name="any-gradient", quantity="grad_norm", limit=0.0, release=0.0)
-    with watch(model, optimizer, tmp_path, alerts=[rule], sinks=[sink]) as monitor:
+    with watch(model, optimizer, tmp_path, rules=[rule], sinks=[sink]) as monitor:
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
         assert {alert.rule for alert in monitor.raised} == {"any-gradient"}
@@ -496,7 +496,7 @@ def test_bad_settings(tmp_path):
         Monitor(model, optimizer, probes=[])
     with pytest.raises(ValueError, match="budget must be > 0"):
         Monitor(model, optimizer, budget=0)
-    with pytest.raises(ValueError, match="first_step >= 0"):
+    with pytest.raises(ValueError, match="first_step must be an int >= 0, got -1"):
         Monitor(model, optimizer, first_step=-1)
     with pytest.raises(ValueError, match="every of probe 'updates' must be >= 1"):
         Monitor(model, optimizer, probes=[Updates(every=0)])
@@ -504,11 +504,29 @@ def test_bad_settings(tmp_path):
         Monitor(model, model)
     with pytest.raises(ValueError, match="at least one optimizer"):
         Monitor(model, [])
-    monitor = Monitor(model, optimizer).attach()
-    with pytest.raises(RuntimeError, match="attached already"):
+    with pytest.raises(ValueError, match="loss_fn needs a batch"):
+        Monitor(model, optimizer, loss_fn=gpt_loss)
+    with pytest.raises(ValueError, match="those of another"):
+        Monitor(nn.Linear(2, 1), optimizer)
+    with pytest.raises(ValueError, match=r"probe_samples must be an int >= 1, got 2\.5"):
+        Monitor(model, optimizer, probe_samples=2.5)
+    with pytest.raises(TypeError, match="a probe must be a name or a Probe object"):
+        Monitor(model, optimizer, probes=[Updates])
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="out must be a folder"):
+        Monitor(model, optimizer, tmp_path / "file").attach()
+    monitor = Monitor(model, optimizer)
+    with pytest.raises(RuntimeError, match="the monitor is not attached"):
+        monitor.log(1.0)
+    monitor.attach()
+    with pytest.raises(RuntimeError, match="attached once"):
         monitor.attach()
+    with pytest.raises(ValueError, match="the loss must be one number, got None"):
+        monitor.log(None)
     monitor.detach()
     monitor.detach()
+    with pytest.raises(RuntimeError, match="attached once"):
+        monitor.attach()
 
 
 KILLED = """
@@ -546,6 +564,270 @@ def test_a_record_survives_sigkill(tmp_path):
         train(model, optimizer, range(2))
     assert len(list(read_records(path))) > len(found)
     assert records(tmp_path, "end")[-1]["step"] == 4
+
+
+class Doubled(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+def test_a_step_that_calls_its_parents_is_one_step(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = Doubled(model.parameters(), lr=0.1)
+    with watch(model, optimizer, tmp_path, probes=("gradients", "updates")) as monitor:
+        for _ in range(3):
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    assert monitor.step == 3
+    assert [record["step"] for record in records(tmp_path, "step")] == [0, 1, 2]
+    assert monitor.latest["update_l2"]["bias"] == pytest.approx(0.1 * model.bias.grad.norm().item(), rel=1e-5)
+
+
+def test_an_optimizer_without_a_learning_rate(tmp_path):
+    class Bare(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {})
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for weight in group["params"]:
+                    weight.data.sub_(weight.grad)
+
+    model = nn.Linear(2, 1)
+    optimizer = Bare(model.parameters())
+    with watch(model, optimizer, tmp_path, probes=EVERYTHING) as monitor:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert not records(tmp_path, "notice")
+    assert math.isnan(records(tmp_path, "step")[0]["lr"])
+    assert monitor.latest["update_l2"]["weight"] == pytest.approx(2**0.5)
+
+
+class Odd(Probe):
+    name = "odd"
+    every = 1
+    ahead = True
+
+    def __init__(self, gives):
+        self.gives = gives
+
+    def begin(self, parameters):
+        if self.gives == "begin":
+            raise ValueError("no good")
+
+    def before(self, moment):
+        return self.gives
+
+
+@pytest.mark.parametrize("gives", ["begin", None, {"a": {"": "text"}}, {"a": {"": None}}, {"a": 3}])
+def test_what_a_probe_gives_is_checked(gives, tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with Monitor(
+            model, optimizer, tmp_path, probes=[Odd(gives), "gradients"], budget=math.inf
+        ) as monitor:
+            for _ in range(3):
+                model(torch.ones(1, 2)).sum().backward()
+                optimizer.step()
+    assert ["probe odd was switched off" in str(warning.message) for warning in caught] == [True]
+    assert monitor.step == 3
+
+
+def test_tensors_and_numpy_numbers_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = Odd({"a": {"": torch.tensor(1.5), "x": [numpy.float32(2.0), 3]}})
+    with Monitor(model, optimizer, probes=[probe], budget=math.inf) as monitor:
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert monitor.latest == {"a": {"": 1.5, "x": [2.0, 3.0]}}
+
+
+def test_copies_and_saved_models_have_no_monitor(tmp_path):
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    with watch(model, optimizer, tmp_path / "run") as monitor:
+        train(model, optimizer, range(2))
+        average = copy.deepcopy(model)
+        torch.save(model, tmp_path / "model.pt")
+        saved = torch.load(tmp_path / "model.pt", weights_only=False)
+        seen = monitor._capture.calls
+        for other in (average, saved):
+            other(*net_batch(9)).__getitem__("logits").sum().backward()
+        assert monitor._capture.calls == seen
+    for ours, theirs in zip(model.state_dict().values(), saved.state_dict().values(), strict=True):
+        assert ours.shape == theirs.shape
+
+
+def test_a_loss_that_is_scaled_in_place_is_recorded_as_it_was(tmp_path):
+    model = WithLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watch(model, optimizer, tmp_path, probes=("gradients",)):
+        loss = model(torch.ones(2, 2))
+        value = loss.item()
+        loss /= 4
+        loss.backward()
+        optimizer.step()
+    assert records(tmp_path, "step")[0]["loss"] == pytest.approx(value)
+
+
+class WithLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.linear(x).square().mean()
+
+
+def test_each_monitor_of_a_pair_of_networks_sees_its_own(tmp_path):
+    pair = nn.ModuleDict({"maker": nn.Linear(2, 2), "judge": nn.Linear(2, 1)})
+    first = torch.optim.SGD(pair["maker"].parameters(), lr=0.1)
+    with watch(pair, first, tmp_path, probes=("gradients", "updates")) as monitor:
+        pair["judge"](pair["maker"](torch.ones(1, 2))).sum().backward()
+        first.step()
+    assert set(monitor.latest["update_l2"]) == {"maker.weight", "maker.bias"}
+    assert set(monitor.latest["grad_norm"]) == {"maker.weight", "maker.bias", ""}
+
+
+def test_a_compiled_step_stays_one_graph_outside_of_which_the_monitor_is(tmp_path):
+    torch._dynamo.reset()
+    results = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+
+        @torch.compile(backend="aot_eager")
+        def step(optimizer=optimizer):
+            optimizer.step()
+
+        def loop(model=model, optimizer=optimizer, step=step):
+            for number in range(5):
+                optimizer.zero_grad()
+                model(torch.full((2, 4), float(number))).square().mean().backward()
+                step()
+
+        if watched:
+            with watch(model, optimizer, tmp_path, probes=("gradients", "updates", "attention")) as monitor:
+                loop()
+            assert monitor.step == 5
+            assert not records(tmp_path, "notice")
+        else:
+            loop()
+        results.append(model.weight.detach().clone())
+    assert torch.equal(*results)
+
+
+def test_a_batch_that_cannot_be_cut_is_used_whole(tmp_path):
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, x, lengths):
+            assert len(x) == len(lengths)  # a list, of which nobody knows that it goes with the batch
+            return self.linear(x).square().mean()
+
+    model = Pairs()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, tmp_path, probes=("representation", "activations", "curvature")) as monitor:
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(8, 3), [1] * 8).backward()
+            optimizer.step()
+    assert not records(tmp_path, "notice")
+    assert monitor.latest["rrc"].keys() == {"linear"}
+
+
+def test_a_batch_that_cannot_be_copied_is_noticed_and_training_goes_on(tmp_path):
+    class Uncopyable:
+        def __deepcopy__(self, memo):
+            raise RuntimeError("one of a kind")
+
+        def __reduce__(self):
+            raise RuntimeError("one of a kind")
+
+    class Takes(nn.Linear):
+        def forward(self, x, _):
+            return super().forward(x)
+
+    model = Takes(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught, watch(model, optimizer, tmp_path) as monitor:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            model(torch.ones(2, 3), Uncopyable()).sum().backward()
+            optimizer.step()
+    assert ["cannot be copied (RuntimeError: one of a kind)" in str(one.message) for one in caught] == [True]
+    assert monitor.step == 5
+
+
+def test_sparse_inputs_and_arguments_that_the_model_changes(tmp_path):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, adjacency, batch):
+            x = batch.pop("x")  # its own to change, as the caller knows
+            x.add_(1)
+            return self.linear(adjacency @ x).square().mean()
+
+    torch.manual_seed(0)
+    model = Graph()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, tmp_path, probes=("representation", "curvature")) as monitor:
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.eye(6).to_sparse(), {"x": torch.ones(6, 3)}).backward()
+            optimizer.step()
+    assert not records(tmp_path, "notice")
+    assert monitor.latest["rrc"].keys() == {"linear"}
+
+
+def test_training_in_eval_mode_is_training(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1)).eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, tmp_path, probes=("representation",)) as monitor:
+        for _ in range(6):
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+    assert not records(tmp_path, "notice")
+    assert monitor.latest["rrc"].keys() == {"0", "1"}
+
+
+def test_per_sample_gradients_by_vmap_pass_through(tmp_path):
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    weights = dict(model.named_parameters())
+
+    def loss(weights, x):
+        return torch.func.functional_call(model, weights, x).square().sum()
+
+    with watch(model, optimizer, tmp_path, probes=("gradients", "representation")) as monitor:
+        for _ in range(3):
+            each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, torch.randn(4, 3))
+            for name, weight in weights.items():
+                weight.grad = each[name].mean(0).detach()
+            optimizer.step()
+            if monitor.step == 2:
+                break
+    assert monitor.step == 2
+
+
+def test_critical_alerts_are_logged(tmp_path, caplog):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, tmp_path, probes=("gradients",)) as monitor:
+        monitor.log(math.nan)
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert any("loss" in record.getMessage() for record in caplog.records if record.name == "warmfree")
 
 
 def test_net_batch_is_a_function_of_the_step():

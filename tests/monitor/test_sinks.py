@@ -83,6 +83,7 @@ def test_wandb_logs_at_its_own_step():
 def test_a_sink_that_fails_is_dropped_with_one_warning_and_the_others_go_on(tmp_path):
     kept = Kept()
     outlet = Outlet(tmp_path, (), [Broken(), kept], writes=True)
+    outlet.open()
     with pytest.warns(RuntimeWarning, match="sink Broken was dropped: ConnectionError: no network"):
         outlet.values(0, "gradients", VALUES, seconds=0.1)
     outlet.values(1, "gradients", VALUES, seconds=0.1)
@@ -98,6 +99,7 @@ def test_a_sink_that_fails_is_dropped_with_one_warning_and_the_others_go_on(tmp_
 def test_alerts_reach_record_and_sinks(tmp_path):
     kept = Kept()
     outlet = Outlet(tmp_path, (), [kept], writes=True)
+    outlet.open()
     outlet.loss(5, math.nan, 0.1)
     assert [alert.rule for alert in outlet.raised.values()] == ["non-finite"]
     outlet.loss(6, 1.0, 0.1)
@@ -111,6 +113,7 @@ def test_alerts_reach_record_and_sinks(tmp_path):
 def test_a_process_that_does_not_write_keeps_the_last_values_only(tmp_path):
     kept = Kept()
     outlet = Outlet(tmp_path, (), [kept], writes=False)
+    outlet.open()
     outlet.values(0, "gradients", VALUES, seconds=0.1)
     outlet.loss(0, 1.0, 0.1)
     outlet.close()

@@ -26,7 +26,7 @@ class MonitorCallback(Callback):  # type: ignore[misc, unused-ignore]
     Args:
         out: folder of the record; `warmfree` in the Trainer's `default_root_dir` if None.
         **settings: as for :class:`warmfree.Monitor`. The batch for probes has to be given where `training_step` does
-            not call the LightningModule itself: `batch=` with `loss=lambda module, batch: ...`.
+            not call the LightningModule itself: `batch=` with `loss_fn=lambda module, batch: ...`.
 
     Attributes:
         monitor: the running monitor; None before the fit. It stays, detached, when the fit has ended.
@@ -44,7 +44,7 @@ class MonitorCallback(Callback):  # type: ignore[misc, unused-ignore]
         planned = trainer.estimated_stepping_batches
         left = int(planned) - trainer.global_step if planned not in (-1, float("inf")) else None
         settings = {
-            "steps": None if left is None else max(left, 1),
+            "total_steps": None if left is None else max(left, 1),
             "first_step": trainer.global_step,
             **self._settings,
         }

@@ -19,7 +19,7 @@ class MonitorCallback(TrainerCallback):
     """Watch a `transformers.Trainer` run with a :class:`warmfree.Monitor`.
 
     The record starts with the training and ends with it; a run that is resumed from a checkpoint goes on at the
-    checkpoint's step. Losses are those that the model returns. `steps` and `batch_size` are the Trainer's.
+    checkpoint's step. Losses are those that the model returns. `total_steps` and `batch_size` are the Trainer's.
 
     Args:
         out: folder of the record; the Trainer's `output_dir` if None.
@@ -39,9 +39,11 @@ class MonitorCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """Attach to the model and the optimizer as the Trainer has prepared them."""
+        if self.monitor is not None:
+            self.monitor.detach()  # of a training that did not come to its end
         accumulated = args.gradient_accumulation_steps * args.per_device_train_batch_size
         settings = {
-            "steps": max(state.max_steps - state.global_step, 1),
+            "total_steps": max(state.max_steps - state.global_step, 1),
             "batch_size": accumulated * args.world_size,
             "first_step": state.global_step,
             **self._settings,

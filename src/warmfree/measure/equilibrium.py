@@ -125,6 +125,8 @@ def _members(optimizer: Optimizer, model: nn.Module | None) -> Iterator[tuple[st
 
 
 def _equilibrium(optimizer: Optimizer, group: Group, parameter: Tensor) -> Equilibrium:
+    if group.get("lr") is None:
+        return _unknown("the optimizer has no learning rate, or finds it by itself")
     lr, weight_decay = float(group["lr"]), float(group.get("weight_decay", 0.0))
     if weight_decay == 0 or lr == 0:
         return _unknown("no weight decay: nothing settles" if weight_decay == 0 else "the learning rate is 0")

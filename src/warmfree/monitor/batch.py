@@ -1,18 +1,24 @@
 """The batch that probes look at the network with: the caller's, or the first one that training used."""
 
-import itertools
+from __future__ import annotations
+
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Capture", "ProbeBatch", "loss_in", "plain"]
+__all__ = ["Loss", "MissingLossError", "ProbeBatch", "batch_size_of", "copied", "loss_in", "plain"]
 
 Loss = Callable[[nn.Module, Any], Tensor]
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, torch.Size)
+
+
+class MissingLossError(ValueError):
+    """The output of the model holds no loss, and none was given."""
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -26,29 +32,33 @@ def plain(model: nn.Module) -> nn.Module:
             return model
 
 
-@dataclass(frozen=True, slots=True)
 class ProbeBatch:
     """What a probe's pass runs, as training ran it.
 
-    Attributes:
+    Args:
         run: calls the plain model and returns its output.
-        loss: calls the plain model and returns a scalar loss with a graph, None if nothing is known of one.
-        autocast: device types to dtypes of mixed precision that training was under.
+        loss: calls the plain model and returns a scalar loss with a graph.
+        autocast: device types to dtypes of the mixed precision that training was under.
     """
 
-    run: Callable[[nn.Module], Any]
-    loss: Callable[[nn.Module], Tensor] | None
-    autocast: Mapping[str, torch.dtype] = field(default_factory=dict)
+    def __init__(
+        self,
+        run: Callable[[nn.Module], Any],
+        loss: Callable[[nn.Module], Tensor],
+        autocast: Mapping[str, torch.dtype] | None = None,
+    ) -> None:
+        self.run, self.loss = run, loss
+        self._autocast = dict(autocast or {})
+        self._whole: ProbeBatch | None = None
 
     @classmethod
-    def given(cls, batch: Any, loss: Loss | None, *, samples: int) -> "ProbeBatch":
-        """Use the caller's batch: whole if there is a loss function that knows how to take it, which may be any object.
+    def given(cls, batch: Any, loss_fn: Loss | None, *, samples: int) -> ProbeBatch:
+        """Use the caller's batch: as it is if there is a loss function that knows how to take it.
 
         Without one, a tensor, tuple or dict of tensors is passed to the model.
         """
-        if loss is not None:
-            with_loss = loss
-            return cls(lambda model: with_loss(model, batch), lambda model: with_loss(model, batch))
+        if loss_fn is not None:
+            return cls(lambda model: loss_fn(model, batch), lambda model: loss_fn(model, batch))
         if isinstance(batch, Mapping):
             return cls.called((), dict(batch), samples=samples)
         return cls.called(tuple(batch) if isinstance(batch, tuple | list) else (batch,), {}, samples=samples)
@@ -57,30 +67,45 @@ class ProbeBatch:
     def called(
         cls,
         args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        kwargs: Mapping[str, Any],
         *,
         samples: int,
         autocast: Mapping[str, torch.dtype] | None = None,
-    ) -> "ProbeBatch":
-        """Repeat a call of the model with copies of its first samples; the output may bring the loss."""
-        args, kwargs = _first((args, kwargs), samples=samples)
+    ) -> ProbeBatch:
+        """Repeat a call of the model, with copies of its first samples; the output may bring the loss."""
+        narrow = cls._repeating(_first((args, dict(kwargs)), samples=samples), autocast)
+        narrow._whole = cls._repeating(copied((args, dict(kwargs))), autocast)
+        return narrow
+
+    @classmethod
+    def _repeating(cls, call: Any, autocast: Mapping[str, torch.dtype] | None) -> ProbeBatch:
+        def run(model: nn.Module) -> Any:
+            args, kwargs = copied(call)  # a model may change what it is given
+            return model(*args, **kwargs)
 
         def loss(model: nn.Module) -> Tensor:
-            found = loss_in(model(*args, **kwargs))
+            found = loss_in(run(model))
             if found is None:
-                raise ValueError(
-                    "curvature needs a loss: pass loss=lambda model, batch: ... and batch=... to the Monitor "
+                raise MissingLossError(
+                    "curvature needs a loss: pass loss_fn=lambda model, batch: ... and batch=... to the Monitor "
                     "(the output of the model has no loss in it)"
                 )
             return found
 
-        return cls(lambda model: model(*args, **kwargs), loss, autocast or {})
+        return cls(run, loss, autocast)
+
+    def widen(self) -> bool:
+        """Use the whole batch from now on, if this is a part of one: some models cannot take a part."""
+        if self._whole is None:
+            return False
+        self.run, self.loss, self._whole = self._whole.run, self._whole.loss, None
+        return True
 
     @contextmanager
     def precision(self) -> Iterator[None]:
         """Be under the mixed precision of training."""
         with ExitStack() as stack:
-            for device_type, dtype in self.autocast.items():
+            for device_type, dtype in self._autocast.items():
                 stack.enter_context(torch.autocast(device_type, dtype=dtype))
             yield
 
@@ -95,95 +120,59 @@ def loss_in(output: Any) -> Tensor | None:
     return cast(Tensor, output) if is_scalar else None
 
 
-class Capture:
-    """See the calls of a model in training: keep the first as a probe batch, and each loss in an output.
+def copied(tree: Any) -> Any:
+    """Copy arguments of a model with all that is mutable in them."""
+    return _map(tree, lambda leaf: leaf.detach().clone())
 
-    A wrapper (torch.compile, DistributedDataParallel) is hooked from outside and a module compiled in place at its
-    entry, so nothing that is compiled changes.
 
-    Args:
-        model: as it is called in training.
-        samples: how many of a batch to keep.
-        keep_batch: whether a batch is wanted.
-    """
-
-    def __init__(self, model: nn.Module, *, samples: int, keep_batch: bool) -> None:
-        self.batch: ProbeBatch | None = None
-        self.calls = 0
-        self._model, self._samples, self._keep_batch = model, samples, keep_batch
-        self._losses: list[Tensor] = []
-        self._shares = False
-        self._entry: Callable[..., Any] | None = getattr(model, "_compiled_call_impl", None)
-        self._hook: Any = None
-        if self._entry is None:
-            self._hook = model.register_forward_hook(self._see, with_kwargs=True)
-        else:
-            model._compiled_call_impl = self._enter
-
-    def close(self) -> None:
-        """Leave the model as it was."""
-        if self._hook is not None:
-            self._hook.remove()
-        elif self._model._compiled_call_impl == self._enter:
-            self._model._compiled_call_impl = self._entry
-
-    def take_losses(self) -> list[Tensor]:
-        """Return the losses seen since the last time; one, their sum, where each is only its share of the whole."""
-        losses, self._losses = self._losses, []
-        return [torch.stack(losses).sum()] if losses and self._shares else losses
-
-    def _enter(self, *args: Any, **kwargs: Any) -> Any:
-        assert self._entry is not None
-        output = self._entry(*args, **kwargs)
-        self._see(self._model, args, kwargs, output)
-        return output
-
-    def _see(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        # While torch.compile traces a module that was compiled without our knowing, this must leave no trace.
-        if torch.compiler.is_compiling() or not model.training or not torch.is_grad_enabled():
-            return
-        self.calls += 1
-        loss = loss_in(output)
-        if loss is not None:
-            self._losses.append(loss.detach())
-        # So transformers' Trainer has micro-batches divided by the size of the whole batch.
-        self._shares = "num_items_in_batch" in kwargs
-        if self._keep_batch and self.batch is None:
-            autocast = {
-                kind: torch.get_autocast_dtype(kind)
-                for kind in {"cpu", *(weight.device.type for weight in model.parameters())} - {"meta"}
-                if torch.is_autocast_enabled(kind)
-            }
-            kwargs = {name: value for name, value in kwargs.items() if name != "num_items_in_batch"}
-            self.batch = ProbeBatch.called(args, kwargs, samples=self._samples, autocast=autocast)
+def batch_size_of(tree: Any) -> int | None:
+    """Return the first dimension of the first tensor that has one; None if there is no such tensor."""
+    return next((leaf.shape[0] for leaf in _tensors(tree) if _is_dense(leaf) and leaf.ndim > 0), None)
 
 
 def _first(tree: Any, *, samples: int) -> Any:
-    """Copy the first samples of all tensors that have the batch's size along dimension 0, and all other tensors."""
-    leaves = list(_tensors(tree))
-    size = next((leaf.shape[0] for leaf in leaves if leaf.ndim > 0), 0)
+    """Copy the first samples of all tensors that have the batch's size along dimension 0, and all else whole."""
+    size = batch_size_of(tree)
 
     def cut(leaf: Tensor) -> Tensor:
-        part = leaf[:samples] if leaf.ndim > 0 and leaf.shape[0] == size else leaf
+        part = leaf[:samples] if _is_dense(leaf) and leaf.ndim > 0 and leaf.shape[0] == size else leaf
         return part.detach().clone()
 
     return _map(tree, cut)
+
+
+def _is_dense(leaf: Tensor) -> bool:
+    return leaf.layout == torch.strided and not leaf.is_nested
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, Mapping):
-        yield from itertools.chain.from_iterable(_tensors(leaf) for leaf in tree.values())
+        for leaf in tree.values():
+            yield from _tensors(leaf)
     elif isinstance(tree, tuple | list):
-        yield from itertools.chain.from_iterable(_tensors(leaf) for leaf in tree)
+        for leaf in tree:
+            yield from _tensors(leaf)
 
 
 def _map(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, Tensor):
         return change(tree)
-    if type(tree) is dict:
-        return {key: _map(leaf, change) for key, leaf in tree.items()}
+    if isinstance(tree, _PLAIN) or callable(tree):
+        return tree
+    if isinstance(tree, Mapping):
+        changed = {key: _map(leaf, change) for key, leaf in tree.items()}
+        if type(tree) is dict:
+            return changed
+        same_kind = copy.copy(tree)
+        if hasattr(same_kind, "data") and isinstance(same_kind.data, dict):  # UserDict, BatchEncoding
+            same_kind.data = changed
+        else:
+            cast(Any, same_kind).update(changed)
+        return same_kind
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_map(leaf, change) for leaf in tree))
     if type(tree) in (tuple, list):
         return type(tree)(_map(leaf, change) for leaf in tree)
-    return tree
+    return copy.deepcopy(tree)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 __all__ = ["Account", "Budget"]
 
@@ -50,6 +50,7 @@ class Budget:
         accounts: one for each probe.
         steps: n.
         training_seconds: T.
+        overhead_seconds: all that the monitor took.
 
     Example:
         >>> budget = Budget(fraction=0.02, horizon=100, accounts={"updates": Account(share=0.5)})
@@ -66,13 +67,13 @@ class Budget:
     accounts: dict[str, Account]
     steps: int = 0
     training_seconds: float = 0.0
-    overhead_seconds: float = field(default=0.0)
+    overhead_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.fraction > 0:
             raise ValueError(f"budget must be > 0 (a fraction of the training time), got {self.fraction}")
         if self.horizon < 1:
-            raise ValueError(f"steps must be >= 1, got {self.horizon}")
+            raise ValueError(f"total_steps must be >= 1, got {self.horizon}")
 
     @classmethod
     def over(cls, shares: dict[str, float], *, fraction: float, horizon: int) -> "Budget":

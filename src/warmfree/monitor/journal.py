@@ -37,6 +37,10 @@ class Journal:
         self._retry_at = 0.0
         if folder is not None:
             self._path = Path(folder) / RECORD
+            if self._path.parent.exists() and not self._path.parent.is_dir():
+                raise NotADirectoryError(
+                    f"out must be a folder, {self._path.parent} is a file: name another one"
+                )
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = RecordWriter(self._path)
 

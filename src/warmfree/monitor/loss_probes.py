@@ -64,12 +64,10 @@ class Curvature(Probe):
     def _measure(self, moment: Moment, optimizer: Optimizer) -> Sharpness:
         batch, model = moment.batch, moment.model
         assert batch is not None
-        loss_of = batch.loss
-        assert loss_of is not None
 
         def loss() -> Tensor:
             with batch.precision():
-                return loss_of(model)
+                return batch.loss(model)
 
         vector = self._vectors.get(id(optimizer))
         owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
@@ -122,9 +120,7 @@ class Blocks(Probe):
         """Measure weights, and outputs and their gradients in a pass of the batch."""
         batch, model = moment.batch, moment.model
         assert batch is not None
-        loss = batch.loss
-        assert loss is not None
         self._blocks = self._blocks or BlockQuantities(model)
         with undisturbed(model), torch.enable_grad(), batch.precision():
-            found = self._blocks.measure(lambda: loss(model))
+            found = self._blocks.measure(lambda: batch.loss(model))
         return {quantity: dict(values) for quantity, values in found.items()}

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 
 from warmfree.measure.undisturbed import undisturbed
+from warmfree.monitor.batch import MissingLossError
 from warmfree.monitor.probe import Moment, Probe, Values
 
 __all__ = ["Measuring"]
@@ -44,7 +46,7 @@ class Measuring:
         for probe in list(self._probes):
             self._stage([probe], partial(self._collect, probe, probe.before))
         users = [probe for probe in self._probes if "snapshot" in probe.needs]
-        if users:
+        if users and self.moment.snapshots is not None:
             self._stage(users, self.moment.snapshots.snapshot)
 
     def after(self) -> None:
@@ -69,7 +71,11 @@ class Measuring:
         self._stage(watchers, look)
 
     def _collect(self, probe: Probe, measure: Callable[[Moment], Values]) -> None:
-        for quantity, layers in measure(self.moment).items():
+        values = {
+            quantity: {layer: _as_numbers(value) for layer, value in layers.items()}
+            for quantity, layers in measure(self.moment).items()
+        }
+        for quantity, layers in values.items():
             self.found[probe.name].setdefault(quantity, {}).update(layers)
             self.moment.found.setdefault(quantity, {}).update(layers)
 
@@ -78,8 +84,21 @@ class Measuring:
         try:
             run()
         except Exception as error:
+            again = self._may_try_again(probes, error)
             for probe in probes:
-                self.failed[probe.name] = error
                 self._probes.remove(probe)
+                if not again:
+                    self.failed[probe.name] = error
         for probe in probes:
             self.seconds[probe.name] += (time.perf_counter() - begin) / len(probes)
+
+    def _may_try_again(self, probes: Sequence[Probe], error: Exception) -> bool:
+        """Return whether the whole batch may do, on the next occasion, where a part of it did not."""
+        batch = self.moment.batch
+        ran = any(probe.needs & {"batch", "loss"} for probe in probes)
+        return ran and batch is not None and not isinstance(error, MissingLossError) and batch.widen()
+
+
+def _as_numbers(value: Any) -> float | list[float]:
+    """Return a number, or one per head, as the record takes it."""
+    return [float(each) for each in value] if isinstance(value, list | tuple) else float(value)

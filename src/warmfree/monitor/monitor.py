@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -15,16 +16,18 @@ from torch.optim import Optimizer
 
 from warmfree.measure.updates import UpdateProbe
 from warmfree.monitor.alerts import DEFAULT_RULES, Alert, Rule
-from warmfree.monitor.batch import Capture, Loss, ProbeBatch, plain
+from warmfree.monitor.batch import Loss, ProbeBatch, plain
 from warmfree.monitor.budget import Budget
+from warmfree.monitor.capture import Capture
 from warmfree.monitor.losses import Losses
 from warmfree.monitor.measuring import Measuring
 from warmfree.monitor.outlet import Outlet
-from warmfree.monitor.probe import Moment, Probe, Values
+from warmfree.monitor.probe import Moment, Probe, Values, lr_of
 from warmfree.monitor.probes import resolve
 from warmfree.monitor.quantities import describe
 from warmfree.monitor.ranks import Ranks
 from warmfree.monitor.sinks import Sink
+from warmfree.monitor.stepping import StepHooks, unwrapped
 
 __all__ = ["Monitor"]
 
@@ -55,16 +58,16 @@ class Monitor:
         out: folder of the record, `monitor.jsonl` in it; made when missing, appended to when there. None for none.
         probes: "default"; "all", which has the spectra of weights and curvature, too; "qi", the 15 quantities of each
             block; or a sequence of names and `Probe` objects, see `warmfree.monitor.PROBES`.
-        batch: what probes run the network on: with `loss` anything that it takes, else a tensor, tuple or dict that is
-            passed to the model. None for the first samples of the first batch that training passes through it.
-        loss: `loss(model, batch)` returns a scalar with a graph. Needed for curvature, unless the model's output is
-            the loss or holds it as `.loss`, as in transformers.
+        batch: what probes run the network on: with `loss_fn` anything that it takes, else a tensor, tuple or dict that
+            is passed to the model. None for the first samples of the first batch that training passes through it.
+        loss_fn: `loss_fn(model, batch)` returns a scalar with a graph; goes with `batch`. Needed for curvature, unless
+            the model's output is the loss or holds it as `.loss`, as in transformers.
         budget: time for measuring as a fraction of the training time, > 0; math.inf for no limit.
-        steps: length of the run, if known: the budget of so many steps (else 200) may be spent early.
+        total_steps: length of the run, if known: the budget of so many steps (else 200) may be spent early.
         batch_size: samples in the gradient of one optimizer step, over all micro-batches and processes; it makes
             critical batch sizes out of signal-to-noise ratios.
-        samples: how many samples of a batch that is taken from training.
-        alerts: rules to warn by.
+        probe_samples: how many samples of a batch that is taken from training.
+        rules: to warn by. Alerts are logged (logger "warmfree"), recorded, and passed to sinks.
         sinks: take measurements as they are made, beside the record: `TensorBoard`, `Wandb`, or your own.
         first_step: number of the first step, for a resumed run.
 
@@ -76,9 +79,9 @@ class Monitor:
         costs: the same by probe.
 
     Raises:
-        ValueError: a setting is out of range, a probe or rule has the name of another, or is not known.
-        TypeError: not an optimizer.
-        OSError: the folder cannot be made.
+        ValueError: a setting is out of range, a probe or rule has the name of another or is not known, or the
+            optimizer has none of the model's parameters.
+        TypeError: not an optimizer, probe or rule.
 
     Example:
         >>> import tempfile, torch
@@ -103,49 +106,63 @@ class Monitor:
         *,
         probes: Literal["default", "all", "qi"] | Sequence[str | Probe] = "default",
         batch: Any = None,
-        loss: Loss | None = None,
+        loss_fn: Loss | None = None,
         budget: float = 0.02,
-        steps: int | None = None,
+        total_steps: int | None = None,
         batch_size: float | None = None,
-        samples: int = 4,
-        alerts: Iterable[Rule] = DEFAULT_RULES,
+        probe_samples: int = 4,
+        rules: Iterable[Rule] = DEFAULT_RULES,
         sinks: Sequence[Sink] = (),
         first_step: int = 0,
     ) -> None:
-        if samples < 1 or first_step < 0 or (batch_size is not None and not batch_size > 0):
-            raise ValueError(
-                f"samples must be >= 1, first_step >= 0 and batch_size > 0, "
-                f"got {samples}, {first_step} and {batch_size}"
-            )
+        for name, value, least in (("probe_samples", probe_samples, 1), ("first_step", first_step, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an int >= {least}, got {value!r}")
+        if batch_size is not None and not batch_size > 0:
+            raise ValueError(f"batch_size must be > 0, got {batch_size}")
+        if loss_fn is not None and batch is None:
+            raise ValueError("loss_fn needs a batch to be called with: pass batch=, too")
         self.step = first_step
         self._called, self._model = model, plain(model)
-        self._optimizers = _optimizers(optimizer)
+        self._optimizers = unwrapped(optimizer)
+        if not self._parameters():
+            raise ValueError(
+                "the optimizer has no trainable parameter of the model: are they those of another?"
+            )
         self._probes = resolve(probes)
-        self._batch = None if batch is None else ProbeBatch.given(batch, loss, samples=samples)
-        self._samples, self._batch_size = samples, batch_size
+        self._batch = None if batch is None else ProbeBatch.given(batch, loss_fn, samples=probe_samples)
+        self._samples, self._batch_size = probe_samples, batch_size
         shares = {probe.name: probe.weight for probe in self._probes}
-        self._budget = Budget.over(shares, fraction=budget, horizon=EARLY_STEPS if steps is None else steps)
-        spectral = any(getattr(probe, "spectral", False) for probe in self._probes)
-        self._snapshots = UpdateProbe(self._model, spectral=spectral)
+        self._budget = Budget.over(
+            shares, fraction=budget, horizon=EARLY_STEPS if total_steps is None else total_steps
+        )
+        self._snapshots: UpdateProbe | None = None
+        if any("snapshot" in probe.needs for probe in self._probes):
+            spectral = any(getattr(probe, "spectral", False) for probe in self._probes)
+            self._snapshots = UpdateProbe(self._model, spectral=spectral)
         self._ranks = Ranks()
-        self._outlet = Outlet(out, alerts, sinks, writes=self._ranks.first)
+        self._outlet = Outlet(out, rules, sinks, writes=self._ranks.first)
         self._losses = Losses()
-        self._hooks: list[Any] = []
+        self._hooks: StepHooks | None = None
         self._capture: Capture | None = None
         self._measuring: Measuring | None = None
         self._ready: list[Probe] = []
+        self._is_over = False
         self._since = 0.0
 
     def attach(self) -> Self:
-        """Start watching; `with` does it."""
-        if self._hooks:
-            raise RuntimeError("the monitor is attached already")
+        """Start watching; `with` does it.
+
+        Raises:
+            RuntimeError: it is or was attached already.
+            OSError: the folder of the record cannot be made.
+        """
+        if self._hooks is not None or self._is_over:
+            raise RuntimeError("a monitor is attached once: make another one, with first_step=, to go on")
+        self._outlet.open()
         wants_batch = self._batch is None and any(probe.needs & _RUNS for probe in self._probes)
         self._capture = Capture(self._called, samples=self._samples, keep_batch=wants_batch)
-        self._hooks = [
-            self._optimizers[0].register_step_pre_hook(self._on_step),
-            self._optimizers[-1].register_step_post_hook(self._after_step),
-        ]
+        self._hooks = StepHooks(self._optimizers, self._before_step, self._after_step)
         self._outlet.record("start", **self._header())
         self._look_ahead()
         self._since = time.perf_counter()
@@ -153,17 +170,18 @@ class Monitor:
 
     def detach(self) -> None:
         """Stop watching, and take every hook off; leaving the `with` block does it."""
-        if not self._hooks:
+        if self._hooks is None:
             return
-        for hook in self._hooks:
-            hook.remove()
         assert self._capture is not None
+        self._hooks.remove()
         self._capture.close()
-        self._hooks, self._capture, self._measuring = [], None, None
+        self._hooks, self._measuring, self._is_over = None, None, True
         for probe in self._probes:
-            probe.end()
+            self._guarded(probe, probe.end)
         for step, loss, lr in self._losses.ready(last=True):
             self._outlet.loss(step, loss, lr)
+        if self._capture.calls and not self._budget.steps:
+            self._outlet.notice(self.step, "the optimizer made no step() that the monitor saw")
         seconds = self._budget.training_seconds
         self._outlet.record("end", step=self.step, seconds=seconds, overhead=self.overhead, probes=self.costs)
         self._outlet.close()
@@ -177,19 +195,23 @@ class Monitor:
         self.detach()
 
     def log(self, loss: float | Tensor) -> None:
-        """Tell the monitor the training loss of a step.
+        """Tell the monitor the training loss of a step. Not needed if the model's output holds it.
 
-        It may be called before `optimizer.step()` or after it, at the same place all through a run: if the first
-        call comes before the first step, calls belong to the step that follows, else to the step just made. Several
-        calls for one step (micro-batches) are averaged. Not needed if the model's output holds the loss.
+        It may be called before `optimizer.step()` or after it. Between the model's call and the step it is of the step
+        to come, else of the step just made. Several calls for one step (micro-batches) are averaged; that of a step
+        which a GradScaler skips counts with the next.
 
         Args:
             loss: a number or a tensor with one element, which is not waited for until the record is written.
 
         Raises:
-            ValueError: more than one number.
+            ValueError: it is not one number.
+            RuntimeError: the monitor is not attached.
         """
-        self._losses.log(loss, stepped=self._budget.steps)
+        if self._capture is None:
+            raise RuntimeError("the monitor is not attached: use `with Monitor(...) as monitor:` or attach()")
+        called = self._capture.fresh if self._capture.calls else None
+        self._losses.log(loss, stepped=self._budget.steps, called=called)
 
     @property
     def latest(self) -> Values:
@@ -212,44 +234,24 @@ class Monitor:
         accounts = self._budget.accounts.items()
         return {name: {"runs": account.runs, "seconds": account.seconds} for name, account in accounts}
 
-    def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        """Measure at once, or if there is a closure, which makes the gradients, after its first call."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._before_step(optimizer)
-            return None
-        called = False
-
-        def then_measure() -> Any:
-            nonlocal called
-            loss = closure()
-            if not called:
-                called = True
-                self._before_step(optimizer)
-            return loss
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": then_measure}
-        return (args[0], then_measure, *args[2:]), kwargs
-
     def _before_step(self, optimizer: Optimizer) -> None:
         begin = time.perf_counter()
         assert self._capture is not None
         self._losses.returned(self._capture.take_losses())
-        self._losses.begin(self.step, float(optimizer.param_groups[0]["lr"]))
+        self._losses.begin(self.step, lr_of(optimizer.param_groups[0]))
         due, waited = self._choose(), 0.0
         if due:
             waited = self._ranks.synchronize(self._model)
             self._measuring = Measuring(self._moment(optimizer), due)
-            self._measuring.before()
+            self._run(self._measuring.before)
         self._book(begin, waited)
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self) -> None:
         begin = time.perf_counter()
         measuring, self._measuring, waited = self._measuring, None, 0.0
         if measuring is not None:
             waited = self._ranks.synchronize(self._model)
-            measuring.after()
+            self._run(measuring.after)
             self._publish(measuring)
         for step, loss, lr in self._losses.ready():
             self._outlet.loss(step, loss, lr)
@@ -257,6 +259,15 @@ class Monitor:
         self.step += 1
         self._look_ahead()
         self._book(begin, waited)
+
+    def _run(self, stage: Callable[[], None]) -> None:
+        """Run a stage of probes; what they make of the model is not training."""
+        assert self._capture is not None
+        self._capture.paused = True
+        try:
+            stage()
+        finally:
+            self._capture.paused = False
 
     def _book(self, begin: float, waited: float) -> None:
         """Book the time up to `begin` as the training's, and what came after as ours.
@@ -271,8 +282,8 @@ class Monitor:
     def _choose(self) -> list[Probe]:
         """Return the probes of this step: those whose turn it is, as far as they can and may run."""
         turn = [probe for probe in self._turn() if not probe.ahead]
-        if turn and self._batch is None:
-            self._batch = self._captured(self._budget.steps)
+        if self._batch is None and any(probe.needs & _RUNS for probe in self._probes):
+            self._batch = self._captured()
         able = [probe for probe in turn if self._batch is not None or not probe.needs & _RUNS]
         chosen = self._afforded(able) + self._ready
         return [probe for probe in self._probes if probe in chosen]
@@ -280,14 +291,24 @@ class Monitor:
     def _look_ahead(self) -> None:
         """Tell the probes that have to know it that the next step will be measured."""
         for probe in self._ready:
-            probe.end()
+            self._guarded(probe, probe.end)
         self._ready = self._afforded([probe for probe in self._turn() if probe.ahead])
-        for probe in self._ready:
-            probe.begin(self._parameters())
+        for probe in list(self._ready):
+            self._guarded(probe, partial(probe.begin, self._parameters()))
+
+    def _guarded(self, probe: Probe, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception as error:
+            self._switch_off(probe.name, error)
+
+    def _switch_off(self, name: str, error: Exception) -> None:
+        self._ready = [probe for probe in self._ready if probe.name != name]
+        self._probes = [probe for probe in self._probes if probe.name != name]
+        self._outlet.notice(self.step, f"probe {name} was switched off: {type(error).__name__}: {error}")
 
     def _turn(self) -> list[Probe]:
-        made = self._budget.steps
-        return [probe for probe in self._probes if made % probe.every == 0 or made in EARLY]
+        return [probe for probe in self._probes if self.step % probe.every == 0 or self.step in EARLY]
 
     def _afforded(self, probes: Sequence[Probe]) -> list[Probe]:
         if not probes:
@@ -297,19 +318,32 @@ class Monitor:
         return [probe for probe in probes if probe.name in allowed]
 
     def _parameters(self) -> dict[str, Tensor]:
-        return {name: weight for name, weight in self._model.named_parameters() if weight.requires_grad}
+        owned = {
+            id(weight)
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for weight in group["params"]
+        }
+        named = self._model.named_parameters()
+        return {name: weight for name, weight in named if weight.requires_grad and id(weight) in owned}
 
-    def _captured(self, made: int) -> ProbeBatch | None:
-        assert self._capture is not None
-        if (
-            made == PATIENCE
-            and not self._capture.calls
-            and any(probe.needs & _RUNS for probe in self._probes)
-        ):
-            message = "training has not called the model that the monitor was given"
-            advice = "pass it as it is called (what torch.compile or a wrapper returned), or pass batch="
-            self._outlet.notice(self.step, f"{message}: {advice}")
-        return self._capture.batch
+    def _captured(self) -> ProbeBatch | None:
+        """Return the batch that training has used, if any; say once why there is none."""
+        capture = self._capture
+        assert capture is not None
+        if capture.batch is None and self._budget.steps == PATIENCE:
+            if capture.problem is not None:
+                reason = f"the batch of the training cannot be copied ({capture.problem})"
+            elif capture.calls == 0 and capture.evaluating > 0:
+                capture.accept_eval = True  # it trains with frozen statistics
+                return None
+            else:
+                reason = (
+                    "training has not called the model that the monitor was given: pass it as it is called (what "
+                    "torch.compile or a wrapper returned, the module whose forward is used)"
+                )
+            self._outlet.notice(self.step, f"{reason}; or pass batch=")
+        return capture.batch
 
     def _moment(self, optimizer: Optimizer) -> Moment:
         scale = getattr(
@@ -337,9 +371,7 @@ class Monitor:
             if values:
                 self._outlet.values(self.step, name, values, seconds=measuring.seconds[name])
         for name, error in measuring.failed.items():
-            self._ready = [probe for probe in self._ready if probe.name != name]
-            self._probes = [probe for probe in self._probes if probe.name != name]
-            self._outlet.notice(self.step, f"probe {name} was switched off: {type(error).__name__}: {error}")
+            self._switch_off(name, error)
 
     def _header(self) -> dict[str, Any]:
         named = dict(self._model.named_parameters())
@@ -356,16 +388,3 @@ class Monitor:
             "modules": [name for name, _ in self._model.named_modules()],
             "quantities": {name: describe(name) for name in quantities},
         }
-
-
-def _optimizers(given: Optimizer | Sequence[Optimizer]) -> tuple[Optimizer, ...]:
-    optimizers: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
-    for index, optimizer in enumerate(optimizers):
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"the monitor needs a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-            optimizer = inner  # accelerate's wrapper passes step() on
-        optimizers[index] = optimizer
-    if not optimizers:
-        raise ValueError("the monitor needs at least one optimizer, got an empty sequence")
-    return tuple(optimizers)

@@ -1,5 +1,6 @@
 """Where all that is measured goes: the record, the alerts, the sinks."""
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +12,8 @@ from warmfree.monitor.probe import Values
 from warmfree.monitor.sinks import Sink, as_scalars
 
 __all__ = ["Outlet"]
+
+_LOGGER = logging.getLogger("warmfree")
 
 
 class Outlet:
@@ -42,7 +45,16 @@ class Outlet:
         self._alerts = Alerts(rules)
         self._sinks = list(sinks) if writes else []
         self._writes = writes
-        self._journal = Journal(folder if writes else None)
+        self._folder = folder if writes else None
+        self._journal = Journal(None)
+
+    def open(self) -> None:
+        """Open the record.
+
+        Raises:
+            OSError: its folder cannot be made.
+        """
+        self._journal = Journal(self._folder)
 
     def record(self, kind: str, **entries: Any) -> None:
         """Write one line of another kind."""
@@ -85,6 +97,7 @@ class Outlet:
             key = (alert.rule, alert.quantity, alert.layer, alert.head)
             if alert.state == "raised":
                 self.raised[key] = alert
+                _LOGGER.warning(alert.message)
             else:
                 self.raised.pop(key, None)
             self._journal.write(alert.as_record())

@@ -79,6 +79,7 @@ class Representation(Probe):
     def after(self, moment: Moment) -> Values:
         """Pass them through old and new weights."""
         inputs = moment.seen.get(self.name) or {}
+        assert moment.snapshots is not None
         changes = representation_changes(moment.model, inputs, moment.snapshots)
         values: Values = {"rrc": {layer: change.rrc for layer, change in changes.items()}}
         measured = moment.found.get("snr", {})
@@ -106,6 +107,7 @@ class Activations(Probe):
 
     def __init__(self, *, every: int = 50) -> None:
         self.every = every
+        self._bad: set[str] = set()
 
     def watch(self, moment: Moment) -> AbstractContextManager[Any]:
         """Watch activation functions and outputs."""

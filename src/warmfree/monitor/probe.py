@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from warmfree.measure.updates import UpdateProbe
 from warmfree.monitor.batch import ProbeBatch
 
-__all__ = ["Moment", "Probe", "Values"]
+__all__ = ["Moment", "Probe", "Values", "lr_of"]
 
 Values = dict[str, dict[str, float | list[float]]]
 Need = Literal["batch", "loss", "snapshot"]
@@ -27,8 +28,8 @@ class Moment:
         step: its number, from 0.
         model: without wrappers.
         optimizers: those that step.
-        parameters: trainable parameters by name, shared ones once.
-        snapshots: has the weights before the step when a probe needs them.
+        parameters: those of the model that are trainable and that these optimizers step, by name, shared ones once.
+        snapshots: has the weights before the step when a probe needs them, None if none ever does.
         batch: what a pass of its own runs, if there is one.
         batch_size: samples in the gradient of this step, if known.
         ranks: processes whose gradients DistributedDataParallel averages.
@@ -42,7 +43,7 @@ class Moment:
     model: nn.Module
     optimizers: tuple[Optimizer, ...]
     parameters: dict[str, Tensor]
-    snapshots: UpdateProbe
+    snapshots: UpdateProbe | None
     batch: ProbeBatch | None
     batch_size: float | None
     grad_scale: float
@@ -55,7 +56,7 @@ class Moment:
         """Return each parameter's learning rate by name."""
         names = {id(weight): name for name, weight in self.parameters.items()}
         return {
-            names[id(weight)]: float(group["lr"])
+            names[id(weight)]: float(lr_of(group))
             for optimizer in self.optimizers
             for group in optimizer.param_groups
             for weight in group["params"]
@@ -79,6 +80,12 @@ class Moment:
                     if label in fetched and id(weight) in names:
                         reports[names[id(weight)]] = fetched[label]
         return reports
+
+
+def lr_of(group: Mapping[str, Any]) -> float | Tensor:
+    """Return a parameter group's learning rate; nan where an optimizer has none, or finds it by itself."""
+    lr = group.get("lr")
+    return math.nan if lr is None else lr
 
 
 class Probe:

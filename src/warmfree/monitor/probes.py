@@ -44,6 +44,7 @@ def resolve(chosen: str | Sequence[str | Probe]) -> list[Probe]:
 
     Raises:
         ValueError: a name is not known, or two probes have the same.
+        TypeError: something else, such as a class.
     """
     if isinstance(chosen, str):
         presets: dict[str, Sequence[str | Probe]] = {"default": DEFAULT, "all": ALL, "qi": QI}
@@ -54,6 +55,10 @@ def resolve(chosen: str | Sequence[str | Probe]) -> list[Probe]:
     for one in chosen:
         if isinstance(one, str) and one not in PROBES:
             raise ValueError(f"there is no probe {one!r}; known are {', '.join(PROBES)}")
+        if not isinstance(one, str | Probe):
+            raise TypeError(
+                f"a probe must be a name or a Probe object, such as Updates(every=5), got {one!r:.60}"
+            )
         probes.append(PROBES[one]() if isinstance(one, str) else one)
     names = [probe.name for probe in probes]
     again = next((name for name in names if names.count(name) > 1), None)

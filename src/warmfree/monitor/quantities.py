@@ -42,6 +42,13 @@ QUANTITIES: dict[str, Quantity] = {
     "spectral_ratio": Quantity(
         "spectral ratio", "Largest singular value of the change over that of the weight."
     ),
+    "bounded_ratio": Quantity(
+        "spectral ratio, reported",
+        "The optimizer's own: largest singular value of its step over the weight's.",
+    ),
+    "rotation": Quantity(
+        "rotation, reported", "The optimizer's own: mean angle by which it turned the neurons.", unit="rad"
+    ),
     "factor": Quantity(
         "factor of the size control", "What the optimizer's size control left of the step.", "linear"
     ),

@@ -22,7 +22,7 @@ class StepReports(Probe):
     name = "report"
     every = 5
     weight = 0.5
-    quantities = ("factor", "sigma_weight", "spectral_ratio", "update_angle")
+    quantities = ("factor", "sigma_weight", "bounded_ratio", "rotation")
 
     def after(self, moment: Moment) -> Values:
         """Read the report of the step that was just made."""
@@ -67,7 +67,10 @@ class Updates(Probe):
             for name, equilibrium in predicted_equilibrium(optimizer, model=moment.model).items()
         }
         values: Values = {quantity: {} for quantity in self.quantities}
+        assert moment.snapshots is not None
         for name, update in moment.snapshots.compare(lr=moment.lr_of()).items():
+            if name not in moment.parameters:
+                continue  # another optimizer's
             values["update_l2"][name] = update.l2
             values["update_rms"][name] = update.rms
             values["update_rms_per_lr"][name] = update.rms_per_lr

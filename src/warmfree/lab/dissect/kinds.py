@@ -19,6 +19,7 @@ SET_BY_LR = frozenset(
     (
         *("update_l2", "update_rms", "update_rms_per_lr", "update_relative", "update_angle"),
         *("update_angle_tensor", "angle_ratio", "spectral_ratio", "factor", "rrc", "rrc_predicted"),
+        *("bounded_ratio", "rotation"),
         *("stability_threshold", "instability", "instability_early"),
     )
 )

@@ -61,9 +61,9 @@ class Watcher:
             self._folder,
             probes=list(self._probes.values()),
             batch=self._case.probe_batch(),
-            loss=_loss,
+            loss_fn=_loss,
             budget=math.inf,
-            steps=run.steps,
+            total_steps=run.steps,
             batch_size=self._case.batch_size,
             first_step=first_step,
         )

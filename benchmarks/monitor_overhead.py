@@ -1,0 +1,173 @@
+"""What it costs to watch a run: the same training with and without a monitor, step by step in turn in one process.
+
+    python benchmarks/monitor_overhead.py --model lab --steps 1000
+    python benchmarks/monitor_overhead.py --model gpt2 --steps 60
+    python benchmarks/monitor_overhead.py --model lab --steps 30 --memory
+
+Every copy of the run makes the same steps from the same weights on the same batches; the overhead is the sum of the
+steps' times over that of the copy that is not watched. A machine that slows down slows all of them. The first
+measurements of all probes are in it, and reported apart: they come at once, and are paid for by waiting.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from harness import print_table, save
+from torch import nn
+
+import warmfree
+from warmfree.lab.data import Batches, Corpus, load_shakespeare
+from warmfree.lab.methods import METHODS
+from warmfree.lab.tasks import ByteGPTConfig, prepare_run
+
+# The budget of "all" is what the documentation promises for it.
+BUDGETS = {"none": 0.0, "default": 0.02, "all": 0.05}
+
+
+@dataclass
+class Copy:
+    """One of the runs: what a step is, and what it took."""
+
+    model: nn.Module
+    step: Callable[[int], None]
+    monitor: warmfree.Monitor | None
+    seconds: list[float] = field(default_factory=list)
+
+
+def lab(probes: str, *, steps: int) -> Copy:
+    """The GPT of the lab on Shakespeare's plays."""
+    corpus = load_shakespeare()
+    run = prepare_run(ByteGPTConfig(steps=steps), corpus, METHODS["adamw"], lr=5e-4, seed=0)
+    loss_of = {"batch": _held_out(corpus), "loss_fn": lambda model, batch: model.loss(*batch)}
+    monitor = _monitor(run.model, run.optimizer, probes, steps=steps, batch_size=16, **loss_of)
+
+    def step(number: int) -> None:
+        loss = run.loss(number)
+        run.optimizer.zero_grad()
+        loss.backward()
+        run.optimizer.step()
+        run.schedule.step()
+        if monitor is not None:
+            monitor.log(loss)
+
+    return Copy(run.model, step, monitor)
+
+
+def gpt2(probes: str, *, steps: int) -> Copy:
+    """GPT-2 small of transformers, 124M parameters, batches of 4 x 128 tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(use_cache=False))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, weight_decay=0.1, fused=True)
+    monitor = _monitor(model, optimizer, probes, steps=steps, batch_size=4)
+
+    def step(number: int) -> None:
+        tokens = torch.randint(50257, (4, 128), generator=torch.Generator().manual_seed(number))
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Copy(model, step, monitor)
+
+
+def _held_out(corpus: Corpus) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = Batches(corpus, context=64, batch_size=4, seed=99, validation_sequences=4)
+    return batches.train(0)
+
+
+def _monitor(
+    model: nn.Module, optimizer: torch.optim.Optimizer, probes: str, *, steps: int, **settings: object
+) -> warmfree.Monitor | None:
+    if probes == "none":
+        return None
+    out = tempfile.mkdtemp()
+    budget = BUDGETS[probes]
+    return warmfree.Monitor(
+        model, optimizer, out, probes=probes, budget=budget, total_steps=steps, **settings
+    ).attach()
+
+
+def measure(make: Callable[..., Copy], *, steps: int, kinds: list[str]) -> dict[str, Copy]:
+    """Make the steps of all copies in turn."""
+    copies = {kind: make(kind, steps=steps) for kind in kinds}
+    for copy in copies.values():
+        copy.model.train()
+    for number in range(steps):
+        for kind in kinds[number % len(kinds) :] + kinds[: number % len(kinds)]:
+            start = time.perf_counter()
+            copies[kind].step(number)
+            copies[kind].seconds.append(time.perf_counter() - start)
+        if sys.stderr.isatty():
+            print(f"\rstep {number + 1} of {steps}", end="", file=sys.stderr)
+    for copy in copies.values():
+        if copy.monitor is not None:
+            copy.monitor.detach()
+    return copies
+
+
+def report(copies: dict[str, Copy], *, steps: int) -> list[list[str]]:
+    """Return one row a copy."""
+    bare = copies["none"].seconds
+    rows = []
+    for kind, copy in copies.items():
+        total, half = sum(copy.seconds), steps // 2
+        row = [kind, f"{1e3 * sum(copy.seconds) / steps:.1f}"]
+        if copy.monitor is not None:
+            row += [
+                f"{100 * (total / sum(bare) - 1):+.2f} %",
+                f"{100 * (sum(copy.seconds[half:]) / sum(bare[half:]) - 1):+.2f} %",
+                f"{100 * copy.monitor.overhead:.2f} %",
+                f"{copy.seconds[0] / (sum(bare) / steps):.1f}",
+                ", ".join(f"{name} {each['runs']}" for name, each in copy.monitor.costs.items()),
+            ]
+        rows.append(row + [""] * (7 - len(row)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=("lab", "gpt2"), default="lab")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--probes", nargs="+", choices=list(BUDGETS), default=["none", "default", "all"])
+    parser.add_argument("--memory", action="store_true", help="peak memory of one process each instead")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory and not arguments.child:
+        for kind in arguments.probes:
+            options = ["--model", arguments.model, "--steps", str(arguments.steps), "--probes", kind]
+            subprocess.run([sys.executable, __file__, *options, "--memory", "--child"], check=True)
+        return
+    copies = measure(
+        {"lab": lab, "gpt2": gpt2}[arguments.model], steps=arguments.steps, kinds=arguments.probes
+    )
+    if arguments.memory:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{arguments.model}, probes {arguments.probes[0]}: peak {peak:.0f} MB")
+        return
+    rows = report(copies, steps=arguments.steps)
+    print_table(
+        "probes | ms a step | overhead | second half | its own account | first step, in steps | measurements",
+        rows,
+    )
+    save(arguments.json, options={**vars(arguments), "json": None}, rows=rows)
+
+
+if __name__ == "__main__":
+    main()
