@@ -14,6 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from warmfree.measure.hooks import hooked
+from warmfree.measure.real import as_real
 
 __all__ = ["ActivationWatch", "watch_activations"]
 
@@ -45,8 +49,9 @@ def watch_activations(model: nn.Module, *, flat: float = 1e-3) -> Iterator[Activ
     convolution. Several forward passes count as one batch.
 
     The pass should not record gradients. `nn.TransformerEncoderLayer` and `nn.MultiheadAttention` take their plain
-    paths in place of the fused ones, which differ by rounding. What is called inside `F.glu`, or inside a kernel of
-    another library, is not seen. Under tensor parallelism every process sees the units that it computes.
+    paths in place of the fused ones, which differ by rounding. What is called inside `F.glu`, inside a kernel of
+    another library or in TorchScript is not seen. Under tensor parallelism every process sees the units that it
+    computes.
 
     Args:
         model: the module that will be called; neither compiled nor wrapped by DistributedDataParallel.
@@ -72,18 +77,15 @@ def watch_activations(model: nn.Module, *, flat: float = 1e-3) -> Iterator[Activ
     """
     if not 0 < flat <= 1:
         raise ValueError(f"flat must be a slope in (0, 1], got {flat}")
-    watch = ActivationWatch(model, flat=flat)
-    try:
-        with watch._mode:
-            yield watch
-    finally:
-        watch._remove()
+    watch = ActivationWatch(flat=flat)
+    with hooked(dict(model.named_modules()), watch._register), watch._mode:
+        yield watch
 
 
 class ActivationWatch:
     """What `watch_activations` saw."""
 
-    def __init__(self, model: nn.Module, *, flat: float) -> None:
+    def __init__(self, *, flat: float) -> None:
         self._flat = flat
         self._mode = _Interceptor(self)
         self._around: list[str] = []  # names of the modules that are running, innermost last
@@ -92,12 +94,6 @@ class ActivationWatch:
         self._calls: dict[str, int] = {}
         self._dead: dict[tuple[str, int], Tensor] = {}
         self._flags: list[tuple[str, Tensor]] = []
-        self._handles: list[Any] = []
-        for name, module in model.named_modules():
-            self._handles += [
-                module.register_forward_pre_hook(self._entering(name), with_kwargs=True),
-                module.register_forward_hook(self._leaving(name), always_call=True),
-            ]
 
     def dead_units(self) -> dict[str, float]:
         """Return the fraction of dead units by the module that holds the activation, over all its calls in a pass."""
@@ -116,10 +112,9 @@ class ActivationWatch:
         ).tolist()  # one transfer
         return next((name for (name, _), flag in zip(self._flags, flags, strict=True) if flag != 0), None)
 
-    def _remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+    def _register(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        yield module.register_forward_pre_hook(self._entering(name), with_kwargs=True)
+        yield module.register_forward_hook(self._leaving(name), always_call=True)
 
     def _entering(self, name: str) -> Callable[..., None]:
         def enter(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
@@ -141,9 +136,9 @@ class ActivationWatch:
                 pass
             self._whole -= type(module).__module__.startswith(_MODULE_HOMES)
             for output in tree_leaves(outputs):
-                if isinstance(output, Tensor) and output.is_floating_point():
+                if isinstance(output, Tensor) and (output.is_floating_point() or output.is_complex()):
                     # 0 if all is finite, else nan: ten times as fast as isfinite().all()
-                    self._flags.append((name, (output.detach() * 0).sum()))
+                    self._flags.append((name, (as_real(output.detach()) * 0).sum()))
 
         return leave
 

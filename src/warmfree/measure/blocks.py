@@ -16,9 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from warmfree.measure.attention.layouts import layout_of
 from warmfree.measure.attention.weights import QueryKey, each_query_key
+from warmfree.measure.hooks import hooked
+from warmfree.measure.inputs import is_conv1d
+from warmfree.measure.undisturbed import evaluation, undisturbed
 from warmfree.optim.norms import compute_dtype, random_direction
 from warmfree.optim.sharding import whole
 
@@ -120,22 +124,23 @@ class BlockQuantities:
         """Measure the weights, and with a loss the outputs.
 
         Args:
-            loss: runs the model on a batch and returns the mean loss, with a graph. It is differentiated in the outputs
-                alone: no gradient of a parameter is computed or changed. None leaves `output_norm` and
-                `output_gradient_norm` out.
+            loss: runs the model on a batch and returns the mean loss, with a graph; it is called with the model in eval
+                mode, see `undisturbed`. It is differentiated in the outputs alone: no gradient of a parameter is
+                computed or changed. None leaves `output_norm` and `output_gradient_norm` out.
 
         Returns:
             Quantity to block name to value.
         """
         found: dict[str, dict[str, Tensor]] = {}
-        with torch.no_grad():
+        with torch.no_grad(), evaluation(self._model):
             places = _places(self._model)
             for layer, heads in each_query_key(self._model):
                 if layer in places:
                     for quantity, value in self._of_weights(places[layer], heads).items():
                         found.setdefault(quantity, {})[places[layer].name] = value
         if loss is not None:
-            found |= _of_outputs(find_blocks(self._model), loss)
+            with undisturbed(self._model):
+                found |= _of_outputs(find_blocks(self._model), loss)
         return {quantity: _fetched(values) for quantity, values in found.items() if values}
 
     def _of_weights(self, place: _Place, heads: QueryKey) -> dict[str, Tensor]:
@@ -249,6 +254,7 @@ def _parts(place: _Place, heads: QueryKey) -> _Parts:
         for module in place.block.modules()
         if "Norm" in type(module).__name__
         and isinstance(weight := getattr(module, "weight", None), Tensor)
+        and weight.is_floating_point()
         and weight.shape == (width,)
     ]
     return parts
@@ -263,8 +269,10 @@ def _matrices(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
             else:
                 yield f"{name}.v_proj", _wide(module.v_proj_weight)
         weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding):
-            yield name, _wide(weight).mT if type(module).__name__ == "Conv1D" else _wide(weight)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+            continue
+        if not isinstance(module, nn.Embedding):
+            yield name, _wide(weight).mT if is_conv1d(module) else _wide(weight)
 
 
 def _fused_values(leaf: str, matrix: Tensor, rows: tuple[int, int], heads: QueryKey) -> Tensor | None:
@@ -299,12 +307,11 @@ def _recorded(blocks: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
         return hook
 
-    handles = [block.register_forward_hook(keep(name)) for name, block in blocks.items()]
-    try:
+    def register(name: str, block: nn.Module) -> Iterator[RemovableHandle]:
+        yield block.register_forward_hook(keep(name))
+
+    with hooked(blocks, register):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _of_outputs(blocks: dict[str, nn.Module], loss: Callable[[], Tensor]) -> dict[str, dict[str, Tensor]]:

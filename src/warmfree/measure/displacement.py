@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from warmfree.measure.real import as_real
 from warmfree.optim.norms import as_matrix, compute_dtype, scalar_dtype
 from warmfree.optim.sharding import Peers
 
@@ -49,13 +50,15 @@ def matrices(
     """Yield old and new neurons, each (neurons, weights of one), in float32 or wider.
 
     Args:
-        before: the old tensor, or the part of it that is here; a vector is one neuron.
+        before: the old tensor, or the part of it that is here; a vector is one neuron. Of a complex one the neurons
+            have pairs of real weights.
         after: the new one, of the same shape.
         out_dim: the dimension that counts the neurons.
         whole: all at once; else a few at a time on the CPU. Even of an empty tensor there is one pair.
     """
     if before.ndim < 2:
         before, after, out_dim = before.reshape(1, -1), after.reshape(1, -1), 0
+    before, after = as_real(before), as_real(after)
     rows, dtype = before.shape[out_dim], compute_dtype(before)
     at_once = max(1, rows)
     if not whole and before.device.type == "cpu":

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from warmfree.measure.real import as_real
 from warmfree.measure.sums import whole_sums
 from warmfree.optim import norms
 from warmfree.optim.move import Layout, Part
@@ -64,7 +65,7 @@ def weight_norms(named_parameters: NamedParameters) -> dict[str, float]:
         {'a': 3.0, 'b': 4.0, '': 5.0}
     """
     named = list(named_parameters)
-    return _norms_by_name(named, [local(weight.detach()) for _, weight in named])
+    return _norms_by_name(named, [as_real(local(weight.detach())) for _, weight in named])
 
 
 def first_nonfinite_gradient(named_parameters: NamedParameters) -> str | None:
@@ -84,7 +85,7 @@ def _first_nonfinite(sizes: dict[str, float]) -> str | None:
 def _gradients(named: Sequence[tuple[str, Tensor]]) -> list[Tensor]:
     """Return the elements of each gradient that are here."""
     parts = [local_gradient(weight) for _, weight in named]
-    return [part.coalesce().values() if part.is_sparse else part for part in parts]
+    return [as_real(part.coalesce().values() if part.is_sparse else part) for part in parts]
 
 
 def _norms_by_name(named: Sequence[tuple[str, Tensor]], parts: Sequence[Tensor]) -> dict[str, float]:
@@ -129,7 +130,8 @@ class StableRanks:
 
     .. math::  \mathrm{srank}(W) = \lVert W\rVert_F^2 / \sigma_1(W)^2
 
-    Tensors of three or more dimensions (convolutions) are read as (out, rest); vectors are left out. Sharded matrices
+    Tensors of three or more dimensions (convolutions) are read as (out, rest); vectors and complex matrices are left
+    out. Sharded matrices
     are not gathered. The object keeps one right vector a matrix.
 
     Args:
@@ -161,10 +163,14 @@ class StableRanks:
             named_parameters: pairs of name and parameter.
 
         Returns:
-            By name, for tensors of two or more dimensions with at least one element.
+            By name, for real tensors of two or more dimensions with at least one element.
         """
         named = [(name, weight.detach()) for name, weight in named_parameters]
-        named = [(name, weight) for name, weight in named if weight.ndim > 1 and weight.numel()]
+        named = [
+            (name, weight)
+            for name, weight in named
+            if weight.ndim > 1 and weight.numel() and not weight.is_complex()
+        ]
         sizes = weight_norms(named)
         sigmas: dict[str, Tensor] = {}
         layout = Layout("matrix")

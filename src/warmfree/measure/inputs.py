@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.utils.hooks import RemovableHandle
 
+from warmfree.measure.hooks import hooked
 from warmfree.optim.sharding import whole
 
-__all__ = ["linear_layers", "watch_inputs"]
+__all__ = ["is_conv1d", "linear_layers", "watch_inputs"]
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.MultiheadAttention)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -70,24 +73,26 @@ def watch_inputs(model: nn.Module, *, tokens: int = 256) -> Iterator[dict[str, T
         raise ValueError(f"tokens must be >= 1, got {tokens}")
     pieces: dict[str, list[Tensor]] = {}
     found: dict[str, Tensor] = {}
-    handles = []
-    try:
-        for name, module in linear_layers(model).items():
-            hook = _hook(name, pieces, tokens)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def register(name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        yield module.register_forward_pre_hook(_hook(name, pieces, tokens), with_kwargs=True)
+
+    with hooked(linear_layers(model), register):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
     for name, some in pieces.items():
         alike = torch.cat([piece for piece in some if piece.shape[1:] == some[0].shape[1:]])
         if len(alike):
             found[name] = _spaced(alike, max(map(len, some)) if alike.ndim > 2 else tokens)
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Recognise transformers' linear layer with the weight (in, out)."""
+    return type_before_parametrizations(module).__name__ == "Conv1D"
+
+
 def _is_linear(module: nn.Module) -> bool:
-    if type(module).__name__ == "Conv1D":
-        return isinstance(getattr(module, "weight", None), Tensor)
+    if is_conv1d(module):
+        return "weight" in module._parameters or is_parametrized(module, "weight")
     return any(type(module).forward is kind.forward for kind in _KINDS if isinstance(module, kind))
 
 
@@ -119,8 +124,7 @@ def _sample(module: nn.Module, given: Tensor, tokens: int) -> Tensor:
     if given.is_nested:
         given = torch.cat([part.reshape(-1, part.shape[-1]) for part in given.unbind()])
     if isinstance(module, _CONVOLUTIONS):
-        weight: Tensor = module.weight
-        samples = given if given.ndim == weight.ndim else given.unsqueeze(0)
+        samples = given if given.ndim == 2 + len(module.kernel_size) else given.unsqueeze(0)
         return _spaced(samples, math.ceil(tokens / max(1, samples.shape[2:].numel())))
     if isinstance(module, nn.Embedding):
         return _spaced(given.flatten(), tokens)

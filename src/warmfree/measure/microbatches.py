@@ -19,7 +19,10 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
+from warmfree.measure.hooks import remove_hooks
+from warmfree.measure.real import as_real
 from warmfree.measure.sums import whole_sums
 from warmfree.optim.norms import compute_dtype, scalar_dtype
 from warmfree.optim.sharding import is_dtensor, local, local_gradient
@@ -71,10 +74,14 @@ class MicrobatchGradients:
         ]
         self._peeks = [torch.zeros_like(_peek(local(weight.detach()))) for _, weight in self._named]
         self._calls = [0] * len(self._named)
-        self._handles = [
-            cast(Any, weight).register_hook(self._hook(index))
-            for index, (_, weight) in enumerate(self._named)
-        ]
+        self._failure: Exception | None = None
+        self._handles: list[RemovableHandle] = []
+        try:
+            for index, (_, weight) in enumerate(self._named):
+                self._handles.append(cast(Any, weight).register_hook(self._hook(index)))
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def passes(self) -> int:
@@ -83,24 +90,28 @@ class MicrobatchGradients:
 
     def close(self) -> None:
         """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
+        remove_hooks(self._handles)
         self._handles = []
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
-        weight = self._named[index][1]
-
-        @torch.no_grad()
         def see(gradient: Tensor) -> None:
-            if gradient.is_sparse:
-                return  # as if it had none: it is left out
-            part = _part(gradient, weight)
-            length = torch.linalg.vector_norm(part, dtype=compute_dtype(part))
-            self._squares[index] += length.to(self._squares[index].dtype).square()
-            self._peeks[index] += _peek(part)
-            self._calls[index] += 1
+            try:
+                self._add(index, gradient)
+            except Exception as error:  # an exception would end the backward pass, and the run with it
+                self._failure = error
+                self._squares[index].fill_(math.nan)  # which tells the other processes
 
         return see
+
+    @torch.no_grad()
+    def _add(self, index: int, gradient: Tensor) -> None:
+        if gradient.is_sparse:
+            return  # as if it had none: it is left out
+        self._calls[index] += 1
+        part = _part(gradient, self._named[index][1])
+        length = torch.linalg.vector_norm(part, dtype=compute_dtype(part))
+        self._squares[index] += length.to(self._squares[index].dtype).square()
+        self._peeks[index] += _peek(part)
 
     @torch.no_grad()
     def estimate(
@@ -140,8 +151,8 @@ class MicrobatchGradients:
 
         Raises:
             ValueError: an argument is out of range.
-            RuntimeError: no backward pass was seen though there are gradients; or `.grad` is no multiple of the sum of
-                what was seen.
+            RuntimeError: no backward pass was seen though there are gradients; or one was that could not be read; or
+                `.grad` is no multiple of the sum of what was seen.
         """
         scale = float(loss_scale() if callable(loss_scale) else loss_scale)
         for name, value in (("samples", samples), ("loss_scale", scale)):
@@ -162,6 +173,8 @@ class MicrobatchGradients:
             return {}
         rows = [self._row(self._named[index][1], squares[index], peeks[index]) for index in indices]
         sums = whole_sums(rows, [self._named[index][1] for index in indices])
+        if self._failure is not None:
+            raise RuntimeError(f"a gradient could not be read: {self._failure}") from self._failure
         factor = _factor(sums)
         if factor is None:
             return {}
@@ -193,7 +206,7 @@ class MicrobatchGradients:
     @staticmethod
     def _row(weight: Tensor, squares: Tensor, peek: Tensor) -> Tensor:
         """Return sums over the elements here: squares of micro-batches, of the gradient, and what `_factor` needs."""
-        gradient = local_gradient(weight)
+        gradient = as_real(local_gradient(weight))
         length = torch.linalg.vector_norm(gradient, dtype=compute_dtype(gradient)).to(squares.dtype)
         now, then = _peek(gradient).to(squares.dtype), peek.to(squares.dtype)
         return torch.stack(
@@ -218,7 +231,7 @@ def _factor(sums: list[list[float]]) -> float | None:
 
 
 def _part(gradient: Tensor, weight: Tensor) -> Tensor:
-    """Return the elements of a gradient that are here, spread as the parameter is."""
+    """Return the elements of a gradient that are here, spread as the parameter is, in real numbers."""
     if is_dtensor(gradient) and is_dtensor(weight):
         ours, theirs = cast(Any, weight), cast(Any, gradient)
         if (
@@ -226,10 +239,10 @@ def _part(gradient: Tensor, weight: Tensor) -> Tensor:
         ):  # partial sums, of a replicated gain under sequence parallelism
             gradient = theirs.redistribute(placements=ours.placements)
     part = local(gradient)
-    return cast(Tensor, cast(Any, part).wait() if hasattr(part, "wait") else part)
+    return as_real(cast(Tensor, cast(Any, part).wait() if hasattr(part, "wait") else part))
 
 
 def _peek(part: Tensor) -> Tensor:
     """Return a few elements, far apart."""
-    flat = part.reshape(-1)
-    return flat[:: max(1, flat.numel() // _PEEKS)][:_PEEKS].to(compute_dtype(part))
+    flat = as_real(part).reshape(-1)
+    return flat[:: max(1, flat.numel() // _PEEKS)][:_PEEKS].to(compute_dtype(flat))

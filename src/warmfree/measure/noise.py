@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from warmfree.measure.momentum import coupled_decay, momentum_of, unwrapped
+from warmfree.measure.real import as_real
 from warmfree.measure.sums import whole_sums
 from warmfree.optim.norms import compute_dtype, scalar_dtype
 from warmfree.optim.sharding import local, local_gradient
@@ -253,11 +254,12 @@ def _pairs(optimizer: Optimizer, named: Sequence[tuple[str, Tensor]], steps: int
             continue
         total, squares = momentum.weights(count)
         scale = (-1.0 if group.get("maximize") else 1.0) / total
-        tensor = local(momentum.tensor)
+        tensor = as_real(local(momentum.tensor))
         mean = tensor.to(compute_dtype(tensor))
         if decay := coupled_decay(inner, group):
             # The weights hardly change while the momentum remembers, so that the term is the same in all gradients.
-            weight = local(parameter.detach()).to(mean.dtype)
+            weight = as_real(local(parameter.detach())).to(mean.dtype)
             mean, scale = mean * scale - decay * weight, 1.0
-        found.append(_Pair(name, parameter, local_gradient(parameter), mean, scale, squares / total**2))
+        gradient = as_real(local_gradient(parameter))
+        found.append(_Pair(name, parameter, gradient, mean, scale, squares / total**2))
     return found

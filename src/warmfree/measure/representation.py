@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
-from warmfree.measure.inputs import linear_layers
+from warmfree.measure.inputs import is_conv1d, linear_layers
 from warmfree.measure.updates import UpdateProbe
 from warmfree.optim.norms import compute_dtype, scalar_dtype
 from warmfree.optim.sharding import whole
@@ -42,7 +42,8 @@ class RepresentationChange:
         rrc: :math:`\lVert\Delta W\,X\rVert_F / \lVert W X\rVert_F`, old inputs, without biases.
         relative: :math:`\lVert\Delta W\rVert_F / \lVert W\rVert_F`, the relative update.
         fan_in: number C of inputs of a neuron; of an embedding the number of its rows.
-        overlap: `input_overlap` of the layer's inputs; nan for a convolution, and with fewer than two inputs.
+        overlap: `input_overlap` of the layer's inputs; nan for a convolution, for complex inputs, and with fewer than
+            two.
     """
 
     rrc: float
@@ -75,7 +76,8 @@ def representation_changes(
         projections of nn.MultiheadAttention and of fused layers (called qkv, c_attn or Wqkv, three times as many
         outputs as inputs) have entries of their own, "name[q]", "name[k]" and "name[v]". Not there are the output
         projection of nn.MultiheadAttention and weights that are used without their layer, such as a head that calls
-        `F.linear` with the embedding's weight: nobody sees their inputs.
+        `F.linear` with the embedding's weight: nobody sees their inputs. A weight that is parametrised (`weight_norm`,
+        `spectral_norm`) is left out, too: it is no parameter, and the snapshot has no copy of it.
 
     Example:
         >>> from warmfree.measure.inputs import watch_inputs
@@ -100,7 +102,7 @@ def representation_changes(
             if name not in snapshot:
                 continue
             # Gathered even where this process has no inputs: others may have.
-            dtype = compute_dtype(parameter)
+            dtype = _dtype(parameter)
             old = whole(snapshot.before(name)).to(dtype)
             change = whole(parameter.detach()).to(dtype) - old
             for key, place, section in maps:
@@ -131,7 +133,7 @@ def relative_change(weight_change: Tensor, weight: Tensor, inputs: Tensor, modul
 
     Args:
         weight_change: W after the step minus W before it, of the weight's shape.
-        weight: W before the step.
+        weight: W before the step; may be complex.
         inputs: as `watch_inputs` collects them for such a layer.
         module: says how the weight acts on the inputs: nn.Linear, nn.Conv1d to nn.Conv3d with all their options,
             nn.Embedding, transformers' Conv1D; of nn.MultiheadAttention weight and inputs of one projection.
@@ -164,7 +166,8 @@ def input_overlap(inputs: Tensor) -> float:
             that two of them are the same.
 
     Returns:
-        The mean over pairs of different samples; nan for fewer than two, for zero inputs, and for other shapes.
+        The mean over pairs of different samples; nan for fewer than two, for zero or complex inputs, and for other
+        shapes.
 
     Example:
         >>> input_overlap(torch.eye(4)), input_overlap(torch.ones(5, 4)), input_overlap(torch.tensor([0, 0, 1]))
@@ -256,20 +259,23 @@ class _Map(NamedTuple):
 def _linear_maps(layer: str, module: nn.Module) -> Iterator[tuple[Tensor, list[_Map]]]:
     """Name a layer's weights and the linear maps in each."""
     suffixes = ("[q]", "[k]", "[v]")
+    # Not as attributes: to read a parametrised one runs code, which may change the layer.
+    parameters = module._parameters
     if isinstance(module, nn.MultiheadAttention):
-        if module.in_proj_weight is not None:
-            sections = _thirds(module.in_proj_weight, 0)
+        together = parameters.get("in_proj_weight")
+        if together is not None:
+            sections = _thirds(together, 0)
             keys = [layer + suffix for suffix in suffixes]
-            yield (
-                module.in_proj_weight,
-                [_Map(key, key, part) for key, part in zip(keys, sections, strict=True)],
-            )
+            yield together, [_Map(key, key, part) for key, part in zip(keys, sections, strict=True)]
             return
         for suffix in suffixes:
-            weight = getattr(module, f"{suffix[1]}_proj_weight")
-            yield weight, [_Map(layer + suffix, layer + suffix, ())]
+            separate = parameters.get(f"{suffix[1]}_proj_weight")
+            if separate is not None:
+                yield separate, [_Map(layer + suffix, layer + suffix, ())]
         return
-    weight, out_dim = cast(Tensor, module.weight), int(_is_conv1d(module))
+    weight, out_dim = parameters.get("weight"), int(is_conv1d(module))
+    if weight is None:
+        return
     fused = layer.rpartition(".")[2] in _FUSED_QKV and weight.ndim == 2
     if fused and weight.shape[out_dim] == 3 * weight.shape[1 - out_dim]:
         sections = _thirds(weight, out_dim)
@@ -286,17 +292,16 @@ def _thirds(weight: Tensor, dim: int) -> list[tuple[slice, ...]]:
     return [(*[slice(None)] * dim, slice(part * size, (part + 1) * size)) for part in range(3)]
 
 
-def _is_conv1d(module: nn.Module) -> bool:
-    """Recognise transformers' linear layer with the weight (in, out)."""
-    return type(module).__name__ == "Conv1D"
+def _dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32) if weight.is_complex() else compute_dtype(weight)
 
 
 def _change_and_output(
     weight_change: Tensor, weight: Tensor, inputs: Tensor, module: nn.Module
 ) -> tuple[Tensor, Tensor]:
     """Return the norms of the layer's change and of its output, without bias."""
-    dtype = compute_dtype(weight)
-    inputs = inputs.to(weight.device, dtype if inputs.is_floating_point() else None)
+    dtype = _dtype(weight)
+    inputs = inputs.to(weight.device, dtype if inputs.is_floating_point() or inputs.is_complex() else None)
 
     def output(linear_map: Tensor) -> Tensor:
         linear_map = linear_map.to(dtype)
@@ -304,14 +309,14 @@ def _change_and_output(
             return F.embedding(inputs, linear_map)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             return cast(Tensor, cast(Any, module)._conv_forward(inputs, linear_map, None))
-        return inputs @ linear_map if _is_conv1d(module) else F.linear(inputs, linear_map)
+        return inputs @ linear_map if is_conv1d(module) else F.linear(inputs, linear_map)
 
     change, before = (torch.linalg.vector_norm(output(some)) for some in (weight_change, weight))
     return change, before
 
 
 def _fan_in(weight: Tensor, module: nn.Module) -> int:
-    if isinstance(module, nn.Embedding) or _is_conv1d(module):
+    if isinstance(module, nn.Embedding) or is_conv1d(module):
         return weight.shape[0]
     return weight[0].numel()
 

@@ -8,11 +8,14 @@ measured. What warmfree's own optimizers report of a step anyway gives part of t
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from warmfree.measure.displacement import Totals, matrices, measure_neurons, total
+from warmfree.measure.inputs import is_conv1d
 from warmfree.optim.move import Layout
 from warmfree.optim.norms import largest_singular_values, random_direction, scalar_dtype
 from warmfree.optim.sharding import Peers, local, part_of, peers_of, signature
@@ -39,7 +42,7 @@ class Update:
             tensors with fewer than 2 dimensions.
         weight_norm: :math:`\lVert w_{old}\rVert_2`.
         spectral_ratio: :math:`\sigma_1(\Delta) / \sigma_1(w_{old})`, 0 and inf as for ``relative``; nan where it was
-            not asked for and for tensors with fewer than 2 dimensions.
+            not asked for, for tensors with fewer than 2 dimensions, and for complex ones.
     """
 
     l2: float
@@ -64,6 +67,8 @@ class UpdateProbe:
 
     which is accurate to a few roundings for angles of any size, where the arc cosine of a float32 cosine
     cannot tell angles below 3e-4 apart. Half-precision weights are compared in float32.
+
+    Complex weights are read as pairs of real ones, but for the root mean square, which is over complex entries.
 
     The model's parameters are read anew at each snapshot: added and thawed ones appear, shared ones count once. Of
     sharded parameters (DTensor) each process copies its part and all get the numbers of the whole. That takes at most
@@ -205,7 +210,12 @@ class UpdateProbe:
         """Name the parameters whose output neurons are not their first dimension."""
         if not isinstance(self._model, nn.Module):
             return self._out_dims
-        transposed = {id(module.weight) for module in self._model.modules() if _is_transposed(module)}
+        transposed = {
+            id(weight)
+            for module in self._model.modules()
+            if _is_transposed(module)
+            for weight in _weights(module)
+        }
         known = {name: 1 for name, weight in self._weights.items() if id(weight) in transposed}
         return known | self._out_dims
 
@@ -235,7 +245,7 @@ class UpdateProbe:
         found = {
             name: torch.full((2,), math.nan, dtype=scalar_dtype(device), device=device) for name in names
         }
-        wide = [name for name in names if self._spectral and self._weights[name].ndim >= 2]
+        wide = [name for name in names if self._spectral and _is_real_matrix(self._weights[name])]
         # Sharded ones go together, for few all-reduces; else one at a time, for little memory.
         for some in [wide] if peers.groups and wide else [[name] for name in wide]:
             found |= zip(some, self._iterate(some, out_dims, peers), strict=True)
@@ -339,10 +349,22 @@ def _copied(weight: Tensor, copy: Tensor | None) -> Tensor:
     return weight.detach().clone()
 
 
+def _is_real_matrix(weight: Tensor) -> bool:
+    return weight.ndim >= 2 and not weight.is_complex()
+
+
 def _is_transposed(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D" or isinstance(
+    return is_conv1d(module) or isinstance(
         module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
     )
+
+
+def _weights(module: nn.Module) -> list[Tensor | None]:
+    """Return a module's weight, and what it is made of if it is parametrised; only to read it would run that code."""
+    weights: list[Tensor | None] = [module._parameters.get("weight")]
+    if is_parametrized(module, "weight"):
+        weights += cast(nn.ModuleDict, module.parametrizations)["weight"]._parameters.values()
+    return weights
 
 
 def _peers(weight: Tensor, out_dim: int) -> Peers:

@@ -6,56 +6,40 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from warmfree.monitor.rules import DEFAULT_RULES, Rule
+
 __all__ = ["DEFAULT_RULES", "Alert", "Alerts", "Rule"]
 
-Values = Mapping[str, Mapping[str, float | list[float]]]
+Layers = Mapping[str, float | list[float]]
+Values = Mapping[str, Layers]
 MEMORY = 25
-ENOUGH = 5
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
-    """When a quantity of a layer is worth a warning.
-
-    With `relative`, limits are multiples of the median of the last 25 measurements of the same series, and hold from
-    the sixth on.
-
-    Attributes:
-        name: of the rule, unique.
-        quantity: what is watched; `loss` for the training loss.
-        limit: an alert is raised when the value is beyond it, `patience` times in a row.
-        release: it is cleared when the value is back inside this one.
-        above: whether beyond means above; else below.
-        relative: whether the limits are relative to the running median.
-        patience: consecutive measurements.
-        severity: what it means for the run.
-        says: the warning in plain words; may use {value}, {limit}, {layer} and {step}.
-    """
-
-    name: str
-    quantity: str
-    limit: float
-    release: float
-    above: bool = True
-    relative: bool = False
-    patience: int = 1
-    severity: Literal["warning", "critical"] = "warning"
-    says: str = "{quantity} of {layer} is {value:.3g} (limit {limit:.3g})"
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ValueError(f"patience of rule {self.name!r} must be >= 1, got {self.patience}")
-        inside = self.release <= self.limit if self.above else self.release >= self.limit
-        if not inside:
-            side = "<=" if self.above else ">="
-            raise ValueError(
-                f"release of rule {self.name!r} must be {side} limit={self.limit}, got {self.release}"
-            )
+_NON_FINITE = Rule(
+    name="non-finite",
+    quantity="",
+    limit=math.inf,
+    release=math.inf,
+    severity="critical",
+    says="{quantity} of {layer} is {value}",
+)
+# An angle of a weight that is zero, a signal-to-noise ratio of the first step, a stability threshold at learning
+# rate 0: nan or inf is their value.
+_MAY_BE_UNDEFINED = frozenset(
+    (
+        *("update_angle", "update_angle_tensor", "angle_ratio", "update_relative", "update_rms_per_lr"),
+        *("spectral_ratio", "stable_rank", "rrc", "rrc_predicted", "batch_snr", "snr", "critical_batch"),
+        *("attention_entropy", "attention_entropy_ratio", "attention_rank", "qk_energy", "qk_stable_rank"),
+        *("stability_threshold", "instability", "instability_early"),
+    )
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alert:
-    """One change of state.
+    """One change of state, of one place or of several at once.
+
+    Places (a layer, or a head of it) that go beyond a limit at the same step have one alert together, which is called
+    after the one that is furthest beyond. It is cleared, under the same name, when none of them is beyond any more.
 
     Attributes:
         step: at which it was measured.
@@ -68,6 +52,7 @@ class Alert:
         threshold: the limit that was passed.
         severity: of the rule.
         message: in plain words.
+        others: how many more places the alert is about.
     """
 
     step: int
@@ -80,29 +65,58 @@ class Alert:
     threshold: float
     severity: str
     message: str
+    others: int = 0
 
     def as_record(self) -> dict[str, Any]:
         """Return the alert as a line of the record."""
         return {"kind": "alert", **asdict(self)}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Series:
     """What a rule remembers of one quantity in one place."""
 
+    rule: Rule
+    layer: str
+    head: int | None
     raised: bool = False
+    told: bool = False  # whether an alert that is not cleared yet is about it
+    value: float = math.nan  # the last
+    limit: float = math.nan  # the last that was passed
     streak: int = 0
     past: deque[float] = field(default_factory=lambda: deque(maxlen=MEMORY))
 
-    def median(self) -> float:
-        ordered = sorted(self.past)
-        return ordered[len(ordered) // 2]
+    def judge(self, value: float) -> None:
+        """Take in a value, and change the state if it says so."""
+        if self.rule is _NON_FINITE:
+            self.value, self.raised = value, not math.isfinite(value)
+            return
+        if not math.isfinite(value):
+            return  # the rule for that speaks
+        self.value = value
+        limits = self.rule.limits(self.past)
+        if limits is not None and not self.raised and not self.rule.is_inside(value, limits[0]):
+            self.streak += 1
+            if self.streak >= self.rule.patience:
+                self.raised, self.limit = True, limits[0]
+            return  # what is beyond must not shift the median that it is compared with
+        self.streak = 0
+        if limits is not None and self.raised and self.rule.is_inside(value, limits[1]):
+            self.raised, self.limit = False, limits[1]
+        if self.rule.relative:
+            self.past.append(value)  # a new level that lasts becomes the level
+
+    @property
+    def excess(self) -> float:
+        """How far beyond, in units of the limit."""
+        return abs(self.value - self.limit) / (abs(self.limit) or 1.0)
 
 
 class Alerts:
     """Check measurements against rules.
 
-    A value that is not finite always counts as beyond, by a rule of its own that no list of rules has to hold.
+    A value that is not finite always counts as beyond, by a rule of its own that no list of rules has to hold; of
+    several places the alert names the first.
 
     Args:
         rules: names must differ.
@@ -110,10 +124,11 @@ class Alerts:
     Example:
         >>> rule = Rule(name="hot", quantity="logit", limit=50.0, release=30.0)
         >>> alerts = Alerts([rule])
-        >>> states = [alert.state for step, value in enumerate([10.0, 60.0, 40.0, 60.0, 20.0])
-        ...           for alert in alerts.check(step, {"logit": {"block": value}})]
-        >>> states
-        ['raised', 'cleared']
+        >>> for step, (one, two) in enumerate([(10.0, 9.0), (60.0, 90.0), (40.0, 20.0), (60.0, 9.0), (20.0, 9.0)]):
+        ...     for alert in alerts.check(step, {"logit": {"block.0": one, "block.1": two}}):
+        ...         print(alert.message)
+        step 1: logit of block.1 is 90 (limit 50) (and 1 more)
+        step 4: over (hot): logit of block.1 (and 1 more)
     """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
@@ -125,196 +140,73 @@ class Alerts:
             names.add(rule.name)
             self._rules.setdefault(rule.quantity, []).append(rule)
         self._series: dict[tuple[str, str, str, int | None], _Series] = {}
+        # By rule and quantity, the places of each alert that is not cleared, the one that it is called after first.
+        self._up: dict[tuple[str, str], list[list[_Series]]] = {}
 
     def check(self, step: int, values: Values) -> list[Alert]:
         """Return what changes with the measurements of a step."""
-        changes = []
-        for quantity, layer, head, value in _each(values):
-            for rule in [_NON_FINITE, *self._rules.get(quantity, ())]:
-                if rule is _NON_FINITE and quantity in _MAY_BE_UNDEFINED:
-                    continue
-                key = (rule.name, quantity, layer, head)
-                series = self._series.get(key)
-                if series is None:
-                    if rule is _NON_FINITE and math.isfinite(value):
-                        continue  # no series for what has always been finite
-                    series = self._series[key] = _Series()
-                change = _judge(rule, series, value)
-                if change is not None:
-                    changes.append(_alert(rule, change, step, quantity, layer, head, value))
+        changes: list[Alert] = []
+        for quantity, layers in values.items():
+            general = [] if quantity in _MAY_BE_UNDEFINED else [_NON_FINITE]
+            for rule in [*general, *self._rules.get(quantity, ())]:
+                changes += self._check(rule, step, quantity, layers)
         return changes
 
-
-def _each(values: Values) -> Iterator[tuple[str, str, int | None, float]]:
-    for quantity, layers in values.items():
-        for layer, value in layers.items():
-            if isinstance(value, list):
-                for head, number in enumerate(value):
-                    yield quantity, layer, head, number
-            else:
-                yield quantity, layer, None, value
-
-
-def _judge(rule: Rule, series: _Series, value: float) -> tuple[bool, float] | None:
-    """Return the new state and the limit that was passed, or None if nothing changes."""
-    if rule is _NON_FINITE:
-        bad = not math.isfinite(value)
-        if bad == series.raised:
-            return None
-        series.raised = bad
-        return bad, math.nan
-    if not math.isfinite(value):
-        return None  # the rule for that has spoken
-    scale = 1.0
-    if rule.relative:
-        if len(series.past) < ENOUGH:
-            series.past.append(value)
-            return None
-        scale = series.median()
-    limit = rule.limit * scale
-    beyond = value > limit if rule.above else value < limit
-    if not series.raised:
-        series.streak = series.streak + 1 if beyond else 0
-        if series.streak >= rule.patience:
-            series.raised, series.streak = True, 0
-            return True, limit
-        if not beyond:
-            series.past.append(value)  # what is beyond must not shift the median that it is compared with
-        return None
-    release = rule.release * scale
-    if value < release if rule.above else value > release:
-        series.raised = False
-        return False, release
-    if rule.relative:
-        series.past.append(value)  # a new level that lasts becomes the level
-    return None
+    def _check(self, rule: Rule, step: int, quantity: str, layers: Layers) -> Iterator[Alert]:
+        joined = []
+        for layer, head, value in _each(layers):
+            key = (rule.name, quantity, layer, head)
+            series = self._series.get(key)
+            if series is None:
+                if rule is _NON_FINITE and math.isfinite(value):
+                    continue  # no series for what has always been finite
+                series = self._series[key] = _Series(rule, layer, head)
+            series.judge(value)
+            if series.raised and not series.told:
+                joined.append(series)
+        up = self._up.get((rule.name, quantity), [])
+        for places in [places for places in up if not any(series.raised for series in places)]:
+            up.remove(places)
+            yield _tell(places, step, quantity)
+        if joined:
+            worst = max(joined, key=lambda series: series.excess)
+            places = [worst, *(series for series in joined if series is not worst)]
+            self._up.setdefault((rule.name, quantity), []).append(places)
+            yield _tell(places, step, quantity)
 
 
-def _alert(
-    rule: Rule,
-    change: tuple[bool, float],
-    step: int,
-    quantity: str,
-    layer: str,
-    head: int | None,
-    value: float,
-) -> Alert:
-    raised, limit = change
-    place = layer or "the network"
-    if head is not None:
-        place += f", head {head}"
-    said = rule.says.format(value=value, limit=limit, layer=place, step=step, quantity=quantity)
+def _each(layers: Layers) -> Iterator[tuple[str, int | None, float]]:
+    for layer, value in layers.items():
+        if isinstance(value, list):
+            for head, number in enumerate(value):
+                yield layer, head, number
+        else:
+            yield layer, None, value
+
+
+def _tell(places: list[_Series], step: int, quantity: str) -> Alert:
+    """Write the alert of places that are all new, or all over."""
+    first, others = places[0], len(places) - 1
+    rule, place = first.rule, first.layer or "the network"
+    for series in places:
+        series.told = first.raised
+    if first.head is not None:
+        place += f", head {first.head}"
+    said = f"over ({rule.name}): {quantity} of {place}"
+    if first.raised:
+        said = rule.says.format(
+            value=first.value, limit=first.limit, layer=place, step=step, quantity=quantity
+        )
     return Alert(
         step=step,
-        state="raised" if raised else "cleared",
+        state="raised" if first.raised else "cleared",
         rule=rule.name,
         quantity=quantity,
-        layer=layer,
-        head=head,
-        value=value,
-        threshold=limit,
+        layer=first.layer,
+        head=first.head,
+        value=first.value,
+        threshold=first.limit,
         severity=rule.severity,
-        message=f"step {step}: {said}"
-        if raised
-        else f"step {step}: over ({rule.name}): {quantity} of {place}",
+        message=f"step {step}: {said}" + (f" (and {others} more)" if others else ""),
+        others=others,
     )
-
-
-_NON_FINITE = Rule(
-    name="non-finite",
-    quantity="",
-    limit=math.inf,
-    release=math.inf,
-    severity="critical",
-    says="{quantity} of {layer} is {value}",
-)
-# An angle of a weight that is zero, a signal-to-noise ratio of the first step: nan is their value.
-_MAY_BE_UNDEFINED = frozenset(
-    (
-        *("update_angle", "update_angle_tensor", "angle_ratio", "update_relative", "update_rms_per_lr"),
-        *("spectral_ratio", "stable_rank", "rrc", "rrc_predicted", "batch_snr", "snr", "critical_batch"),
-        *("attention_entropy", "attention_entropy_ratio", "attention_rank", "qk_energy", "qk_stable_rank"),
-    )
-)
-
-# Limits are our choice; docs/dissection.md shows what they said about runs that failed.
-DEFAULT_RULES: tuple[Rule, ...] = (
-    Rule(
-        name="loss-spike",
-        quantity="loss",
-        limit=1.15,
-        release=1.05,
-        relative=True,
-        patience=3,
-        says="the loss is {value:.4g}, above {limit:.4g}, its recent median by 15 %",
-    ),
-    Rule(
-        name="gradient-spike",
-        quantity="grad_norm",
-        limit=10.0,
-        release=3.0,
-        relative=True,
-        says="the gradient of {layer} has norm {value:.3g}, ten times its recent median",
-    ),
-    Rule(
-        name="update-spike",
-        quantity="update_rms",
-        limit=4.0,
-        release=2.0,
-        relative=True,
-        says="the update of {layer} has RMS {value:.3g}, four times its recent median",
-    ),
-    Rule(
-        name="nonfinite-output",
-        quantity="nonfinite_output",
-        limit=0.5,
-        release=0.5,
-        severity="critical",
-        says="the output of {layer} holds inf or NaN, first of all modules",
-    ),
-    Rule(
-        name="entropy-collapse",
-        quantity="attention_entropy_ratio",
-        limit=0.1,
-        release=0.2,
-        above=False,
-        says="the attention of {layer} has lost its entropy: {value:.3g} of what is possible",
-    ),
-    Rule(
-        name="malignant-collapse",
-        quantity="collapse",
-        limit=1.5,
-        release=1.5,
-        severity="critical",
-        says="the attention of {layer} is sparse and of low rank (malignant collapse)",
-    ),
-    Rule(
-        name="logit-growth",
-        quantity="attention_logit",
-        limit=50.0,
-        release=30.0,
-        says="the largest attention logit of {layer} is {value:.3g}",
-    ),
-    Rule(
-        name="representation-jump",
-        quantity="rrc",
-        limit=0.5,
-        release=0.25,
-        says="one step changed what {layer} computes by {value:.0%}",
-    ),
-    Rule(
-        name="instability",
-        quantity="instability",
-        limit=1.0,
-        release=0.8,
-        patience=2,
-        says="the sharpness is {value:.3g} times the stability threshold of this learning rate",
-    ),
-    Rule(
-        name="dead-units",
-        quantity="dead_units",
-        limit=0.5,
-        release=0.3,
-        says="{value:.0%} of the units of {layer} are dead",
-    ),
-)

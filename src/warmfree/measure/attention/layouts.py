@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from warmfree.measure.inputs import is_conv1d
+from warmfree.measure.undisturbed import evaluation
+
 __all__ = ["Layout", "Projection", "layout_of", "register_layout"]
 
 
@@ -74,8 +77,22 @@ def register_layout(layout: LayoutFunction) -> LayoutFunction:
 
 
 def layout_of(module: nn.Module) -> Layout | None:
-    """Return where a module has its queries and keys, or None if it is no attention layer that is known."""
-    return next((found for layout in LAYOUTS if (found := layout(module)) is not None), None)
+    """Return where a module has its queries and keys, or None if it is no attention layer that is known.
+
+    Weights that are parametrised are read as in eval mode. Modules of TorchScript are not known.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    return next((found for layout in LAYOUTS if (found := _ask(layout, module)) is not None), None)
+
+
+def _ask(layout: LayoutFunction, module: nn.Module) -> Layout | None:
+    if (
+        layout in BUILT_IN
+    ):  # which see to the mode where they read weights: every module is asked, it has to be quick
+        return layout(module)
+    with evaluation(module):
+        return layout(module)
 
 
 def _multihead(module: nn.Module) -> Layout | None:
@@ -84,10 +101,10 @@ def _multihead(module: nn.Module) -> Layout | None:
         return None
     width, bias = module.embed_dim, module.in_proj_bias
     queries, keys = slice(0, width), slice(width, 2 * width)
-    if module.in_proj_weight is not None:
-        both = module.in_proj_weight
+    with evaluation(module):
+        both, separate = module.in_proj_weight, (module.q_proj_weight, module.k_proj_weight)
+    if both is not None:
         return Layout(Projection(both, bias, queries), Projection(both, bias, keys), module.head_dim)
-    separate = (module.q_proj_weight, module.k_proj_weight)
     query, key = (
         Projection(weight, bias, bias_rows=rows)
         for weight, rows in zip(separate, (queries, keys), strict=True)
@@ -163,7 +180,8 @@ def _separate(module: nn.Module) -> Layout | None:
 
 
 # Asked in this order; the first that knows a module has it.
-LAYOUTS: list[LayoutFunction] = [_multihead, _cross, _fused, _interleaved, _separate]
+BUILT_IN = (_multihead, _cross, _fused, _interleaved, _separate)
+LAYOUTS: list[LayoutFunction] = [*BUILT_IN]
 HEADS = ("heads", "num_heads", "n_head", "n_heads", "num_attention_heads", "nheads")
 KEYS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads")
 HEAD_DIM = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
@@ -181,11 +199,14 @@ SEPARATE = (
 def _matrix(module: nn.Module, name: str) -> Projection | None:
     """Return a child's weight and bias if it is a linear map; quantised and convolutional weights are not."""
     child = module._modules.get(name)  # getattr is slow where there is nothing, and every module is asked
-    weight = getattr(child, "weight", None)
+    if child is None:
+        return None
+    with evaluation(child):
+        weight = getattr(child, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
         return None
     bias: Any = getattr(child, "bias", None)
-    return Projection(weight, bias, transposed=type(child).__name__ == "Conv1D")
+    return Projection(weight, bias, transposed=is_conv1d(child))
 
 
 def _outputs(projection: Projection) -> int:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from warmfree.measure.attention.layouts import layout_of
 from warmfree.measure.attention.sample import (
@@ -22,6 +23,7 @@ from warmfree.measure.attention.sample import (
     rows_of_map,
     rows_of_product,
 )
+from warmfree.measure.hooks import hooked
 from warmfree.optim.sharding import whole
 
 __all__ = ["watch_attention"]
@@ -109,17 +111,15 @@ class _Interceptor(TorchFunctionMode):
         self._running: list[str] = []  # modules whose forward pass is going on, outermost first
         self._multihead: list[int] = []  # heads of F.multi_head_attention_forward, while inside
 
-    @contextmanager
-    def hooked(self) -> Iterator[None]:
+    def hooked(self) -> AbstractContextManager[None]:
         """Follow which modules are running."""
-        with ExitStack() as hooks:
-            for name, module in self._modules.items():
-                enter = functools.partial(_enter, self._running, name)
-                leave = functools.partial(_leave, self._running)
-                hooks.callback(module.register_forward_pre_hook(enter).remove)
-                # Also when the module raises, for the caller may go on.
-                hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
-            yield
+        return hooked(self._modules, self._register)
+
+    def _register(self, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        yield module.register_forward_pre_hook(functools.partial(_enter, self._running, name))
+        # Also when the module raises, for the caller may go on.
+        leave = functools.partial(_leave, self._running)
+        yield module.register_forward_hook(leave, always_call=True)
 
     def __torch_function__(
         self,
