@@ -36,7 +36,7 @@ def test_the_fraction_holds_from_the_horizon_on_and_everyone_runs(probes, fracti
         )
         assert account.runs >= 1
         assert account.seconds <= max(allowance, cost) + 1e-9
-        if account.runs < budget.steps:  # it had to wait, so it has used what it may
+        if cost > 2 * fraction * account.share:  # it has to wait, so it uses what it may
             assert account.seconds >= allowance - 2 * cost - fraction * account.share
 
 
@@ -64,3 +64,13 @@ def test_bad_settings():
         Budget.over({"a": 1.0}, fraction=0.0, horizon=1)
     with pytest.raises(ValueError, match="steps must be >= 1"):
         Budget.over({"a": 1.0}, fraction=0.1, horizon=0)
+
+
+def test_what_hooks_and_records_take_comes_off_first():
+    budget = Budget.over({"a": 1.0}, fraction=0.02, horizon=1)
+    budget.steps, budget.training_seconds = 100, 100.0
+    budget.accounts["a"].charge(0.5)
+    budget.overhead_seconds = 0.5
+    assert budget.affords("a")
+    budget.overhead_seconds = 0.5 + 1.2
+    assert not budget.affords("a")

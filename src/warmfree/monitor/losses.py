@@ -36,7 +36,7 @@ class Losses:
         self._told = False
         self._comes_before: bool | None = None
         self._next: list[float | Tensor] = []
-        self._returned: list[Tensor] = []
+        self._returned: list[float | Tensor] = []
         self._open: _Entry | None = None
         self._closed: list[_Entry] = []
 
@@ -51,7 +51,8 @@ class Losses:
         if isinstance(loss, Tensor):
             if loss.numel() != 1:
                 raise ValueError(f"the loss must be one number, got a tensor of shape {tuple(loss.shape)}")
-            loss = loss.detach().reshape(()).clone()
+            # A number on the CPU is read at once, one on an accelerator when many are.
+            loss = loss.item() if loss.device.type == "cpu" else loss.detach().reshape(()).clone()
         else:
             try:
                 loss = float(loss)
@@ -67,7 +68,7 @@ class Losses:
 
     def returned(self, losses: Sequence[Tensor]) -> None:
         """Take losses that the model returned since the last step; used as long as none was told."""
-        self._returned = list(losses)
+        self._returned = [loss.item() if loss.device.type == "cpu" else loss for loss in losses]
 
     def begin(self, step: int, lr: float | Tensor) -> None:
         """Note that the optimizer is about to make a step."""
