@@ -39,11 +39,11 @@ class Budget:
 
     .. math:: \text{fraction} \cdot T \cdot \max\!\left(1, \sqrt{h/n}\right),
 
-    and a probe its share of what is left of it when hooks and records are paid. The budget of the first h steps may thus
-    be spent early, where most happens, along a square root; from step h on the fraction holds as it is. A probe whose
-    cost is not yet known runs once, whatever it takes, and pays for it by waiting. That a run shorter than h steps, or
-    one with a probe that costs more than its budget of the whole run, takes more than the fraction is the price of
-    seeing the first steps (our choice).
+    and a probe its share of what is left of it when hooks are paid. The budget of the first h steps may thus be spent
+    early, where most happens, along a square root; from step h on the fraction holds as it is. A probe whose cost is
+    not yet known runs once, whatever it takes, and pays for it by waiting. That a run shorter than h steps, or one with
+    a probe that costs more than its budget of the whole run, takes more than the fraction is the price of seeing the
+    first steps (our choice).
 
     Attributes:
         fraction: of the training time, > 0; math.inf for no limit.
@@ -89,9 +89,10 @@ class Budget:
         if account.runs == 0 or math.isinf(self.fraction):
             return True
         early = max(1.0, math.sqrt(self.horizon / max(self.steps, 1)))
-        # What hooks, records and alerts take comes off first: it is there whether anything is measured or not.
-        own = sum(each.seconds for each in self.accounts.values())
-        left = self.fraction * self.training_seconds * early - max(self.overhead_seconds - own, 0.0)
+        # What hooks take comes off first, over all of the steps whose budget may be spent: it is there in any case.
+        probes = sum(each.seconds for each in self.accounts.values())
+        hooks = max(self.overhead_seconds - probes, 0.0) * max(1.0, self.horizon / max(self.steps, 1))
+        left = self.fraction * self.training_seconds * early - hooks
         return account.seconds + account.last <= account.share * left
 
     def chosen(self, names: Sequence[str]) -> list[str]:

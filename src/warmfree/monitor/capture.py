@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from typing import Any
 
@@ -32,6 +33,7 @@ class Capture:
         accept_eval: take these for training, too.
         paused: the monitor itself is running the model.
         problem: why there is no batch, in words.
+        seconds: what seeing took.
     """
 
     def __init__(self, model: nn.Module, *, samples: int, keep_batch: bool) -> None:
@@ -39,6 +41,7 @@ class Capture:
         self.calls = self.evaluating = 0
         self.accept_eval = self.paused = False
         self.problem: str | None = None
+        self.seconds = 0.0
         self._model, self._samples, self._keep_batch = model, samples, keep_batch
         self._losses: list[Tensor] = []
         self._shares = self._fresh = False
@@ -124,6 +127,7 @@ class _Hook:
         capture = self._capture()
         if capture is None:
             return
+        begin = time.perf_counter()
         try:
             if self._stage == "before":
                 capture.before(args, kwargs)
@@ -131,6 +135,7 @@ class _Hook:
                 capture.after(kwargs, output)
         except Exception as error:
             capture.problem = f"{type(error).__name__}: {error}"
+        capture.seconds += time.perf_counter() - begin
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Hook, (None, self._stage)

@@ -41,7 +41,7 @@ class Curvature(Probe):
     )
     needs = frozenset(("loss",))
 
-    def __init__(self, *, every: int = 100, products: int = 20, tolerance: float = 0.02) -> None:
+    def __init__(self, *, every: int = 100, products: int = 10, tolerance: float = 0.02) -> None:
         self.every, self._products, self._tolerance = every, products, tolerance
         self._vectors: dict[int, list[Tensor]] = {}
 

@@ -210,8 +210,10 @@ class Monitor:
         """
         if self._capture is None:
             raise RuntimeError("the monitor is not attached: use `with Monitor(...) as monitor:` or attach()")
+        begin = time.perf_counter()
         called = self._capture.fresh if self._capture.calls else None
         self._losses.log(loss, stepped=self._budget.steps, called=called)
+        self._capture.seconds += time.perf_counter() - begin
 
     @property
     def latest(self) -> Values:
@@ -270,14 +272,15 @@ class Monitor:
             self._capture.paused = False
 
     def _book(self, begin: float, waited: float) -> None:
-        """Book the time up to `begin` as the training's, and what came after as ours.
+        """Book the time up to `begin` as the training's but for what seeing its calls took, and the rest as ours.
 
         What was waited for is work that the training had launched on an accelerator before: its own.
         """
-        now = time.perf_counter()
-        self._budget.training_seconds += begin - self._since + waited
-        self._budget.overhead_seconds += now - begin - waited
-        self._since = now
+        assert self._capture is not None
+        now, between = time.perf_counter(), self._capture.seconds
+        self._budget.training_seconds += begin - self._since + waited - between
+        self._budget.overhead_seconds += now - begin - waited + between
+        self._since, self._capture.seconds = now, 0.0
 
     def _choose(self) -> list[Probe]:
         """Return the probes of this step: those whose turn it is, as far as they can and may run."""
@@ -367,9 +370,10 @@ class Monitor:
 
     def _publish(self, measuring: Measuring) -> None:
         for name, values in measuring.found.items():
-            self._budget.accounts[name].charge(measuring.seconds[name])
+            begin, seconds = time.perf_counter(), measuring.seconds[name]
             if values:
-                self._outlet.values(self.step, name, values, seconds=measuring.seconds[name])
+                self._outlet.values(self.step, name, values, seconds=seconds)
+            self._budget.accounts[name].charge(seconds + time.perf_counter() - begin)
         for name, error in measuring.failed.items():
             self._switch_off(name, error)
 
