@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from curvature_cases import MODELS, close, dense_hessian, flat, make
-from curvature_ranks import run_ranks
 from torch import nn
 
+from processes import spawn
 from warmfree.measure.curvature import (
     NotTwiceDifferentiableError,
     UnsupportedOptimizerError,
@@ -179,7 +179,7 @@ def ddp_work(rank, folder):
 
 @pytest.mark.filterwarnings("default")
 def test_ranks_with_a_batch_each_agree_with_one_process_with_all_batches(tmp_path):
-    run_ranks(ddp_work, 2, tmp_path)
+    spawn(ddp_work, 2, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for (value, products, vector), (other, others, theirs) in zip(first, second, strict=True):
         assert (value, products) == (other, others)
@@ -237,7 +237,7 @@ def sharded_work(rank, folder, way):
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("way", ["fsdp", "tp"])
 def test_sharded_models_have_the_sharpness_of_the_plain_one(tmp_path, way):
-    run_ranks(sharded_work, 2, tmp_path, way)
+    spawn(sharded_work, 2, tmp_path, way)
     first, second = (torch.load(Path(tmp_path) / f"{rank}.pt") for rank in range(2))
     assert first == second
     values, method, _ = first
