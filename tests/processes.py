@@ -1,5 +1,6 @@
 """Processes that form a group, for the tests of what is spread over several."""
 
+import gc
 import os
 import socket
 
@@ -14,6 +15,9 @@ def _enter(rank, work, size, port, arguments):
     dist.init_process_group("gloo", rank=rank, world_size=size)
     try:
         work(rank, *arguments)
+        # What holds communication (reducers, graphs) goes first, and in all processes, or its threads end the process.
+        gc.collect()
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
