@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
-from processes import spawn
 from torch import nn
 
+from processes import spawn
 from warmfree.measure.health import (
     StableRanks,
     first_nonfinite_gradient,

@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-from processes import spawn
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
+from processes import spawn
 from warmfree.measure.microbatches import watch_microbatches
 from warmfree.measure.noise import NoiseAverages
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES
-from processes import spawn
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
+from processes import spawn
 from warmfree.measure.inputs import watch_inputs
 from warmfree.measure.representation import (
     input_overlap,

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import spawn
 from torch import Tensor, nn
 
+from processes import spawn
 from warmfree.measure.updates import Update, UpdateProbe
 
 
