@@ -51,9 +51,10 @@ ALLOWED = {
     "optim.base": [f"optim.{name}" for name in OPTIM],
     "optim.presets": [f"optim.{name}" for name in OPTIM],
     "optim.wrap": [f"optim.{name}" for name in OPTIM],
-    "schedule": ["schedule", "measure", "record"],
+    "schedule": ["schedule", "measure", "record", "optim.norms", "optim.move", "optim.sharding"],
     "measure": ["measure", "record", "optim.norms", "optim.move", "optim.sharding"],
     "monitor": ["monitor", "measure", "record", "optim.norms", "optim.move", "optim.sharding"],
+    "advice": ["advice", "schedule", "measure", "monitor", "record", "optim"],
     "report": ["report", "record"],
 }
 

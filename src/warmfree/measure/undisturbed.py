@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import NoneType
 from typing import Any, cast
 
@@ -19,13 +19,16 @@ _PLAIN = (bool, int, float, NoneType, Tensor)
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module, *, evaluate: bool = True) -> Iterator[None]:
     """Let a probe run a model, and leave the model and the random numbers as they were.
 
     Inside, every module is in eval mode (no dropout, no update of running statistics), compiled models run eagerly, so
     that hooks are seen and nothing is compiled anew, and random numbers (of torch, Python and NumPy's global state) are
     drawn from a copy of the state. On exit, also by an exception, training flags and generators are what they were, and
     modules under FSDP2 hold their shards only.
+
+    With `evaluate=False` modules stay in the mode they are in. All passes begin with the same random numbers and
+    buffers, so that in training mode, too, two passes with the same weights and batch are the same.
 
     So are buffers, to the last bit: some change in eval mode, too (codebooks, counters, observers of fake
     quantisation). Other attributes that hold None, a number or a tensor hold the same one again: a rotary embedding
@@ -39,6 +42,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     Args:
         model: the module that will be called, not wrapped by DistributedDataParallel.
+        evaluate: put it in eval mode.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
@@ -53,7 +57,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     try:
         with (
             _kept(modules),
-            evaluation(model),
+            evaluation(model) if evaluate else nullcontext(),
             _host_generators(),
             torch.random.fork_rng(devices=[]),
             _forked(kinds, devices),

@@ -1,0 +1,83 @@
+"""The first batches of what training will read, without moving it on."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["first_batches"]
+
+_COPYABLE: tuple[type, ...] = (type(iter([])), type(iter(())))
+
+
+def first_batches(batches: Iterable[Any], number: int) -> list[Any]:
+    """Read batches from where an iteration starts.
+
+    The generators of a DataLoader and its samplers are put back, so that training reads what it would have read. An
+    iterator of a list stays where it is; any other iterator cannot be rewound: as many as are needed are taken from it,
+    with a warning. Python's, NumPy's and torch's own generators are the caller's affair.
+
+    Args:
+        batches: a list of batches, a DataLoader, or another iterable.
+        number: how many, >= 1.
+
+    Raises:
+        TypeError: not an iterable of batches.
+        ValueError: there are fewer.
+
+    Example:
+        >>> first_batches([torch.zeros(2), torch.ones(2)], 1)
+        [tensor([0., 0.])]
+    """
+    if isinstance(batches, Tensor | Mapping | str | bytes) or not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be an iterable of batches, such as a list or a DataLoader, got {type(batches).__name__}; "
+            f"for a single batch pass [batch]"
+        )
+    with _generators_of(batches):
+        if isinstance(batches, _COPYABLE):
+            found = list(itertools.islice(_copy(batches), number))
+        else:
+            found = list(itertools.islice(batches, number))
+            if isinstance(batches, Iterator) and found:
+                warnings.warn(
+                    f"batches is an iterator, which cannot be rewound: {len(found)} were taken from it; pass the "
+                    f"DataLoader or a list to leave your data where it is",
+                    stacklevel=4,
+                )
+    if len(found) < number:
+        raise ValueError(
+            f"batches is empty: {number} needed"
+            if not found
+            else f"batches has only {len(found)} of the {number} that are needed; pass more, or ask for fewer steps"
+        )
+    return found
+
+
+def _copy(iterator: Any) -> Any:
+    """Copy the iterator of a list or tuple, which remembers a position and nothing else."""
+    function, *rest = iterator.__reduce__()
+    copied = function(*rest[0])
+    if len(rest) > 1:
+        copied.__setstate__(rest[1])
+    return copied
+
+
+@contextmanager
+def _generators_of(loader: Any) -> Iterator[None]:
+    """Keep the generators that a DataLoader draws from."""
+    sampler = getattr(loader, "sampler", None)
+    holders = (loader, sampler, getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+    found = [getattr(holder, "generator", None) for holder in holders]
+    held = [(one, one.get_state()) for one in found if isinstance(one, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in held:
+            generator.set_state(state)

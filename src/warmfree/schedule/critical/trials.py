@@ -1,0 +1,250 @@
+"""One coming step of an optimizer, tried at any learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from warmfree.measure.health import first_nonfinite_gradient
+from warmfree.measure.kept import Kept
+from warmfree.measure.sums import whole_sums
+from warmfree.measure.unchanged import Session, bare
+from warmfree.measure.undisturbed import undisturbed
+from warmfree.optim.sharding import is_dtensor, local
+
+__all__ = ["LossFn", "NonDeterministicLossError", "StepTrials", "learning_rate"]
+
+LossFn = Callable[[nn.Module, Any], Tensor]
+
+
+class NonDeterministicLossError(ValueError):
+    """Two passes with the same weights, batch and random numbers gave different losses."""
+
+
+class StepTrials:
+    """The step that an optimizer would make on given batches, at learning rates of your choice.
+
+    To be used inside of `unchanged`. The gradient is computed once; a trial sets the learning rates of all groups, in
+    their proportions, lets the optimizer make its own step from its own state, and puts weights and state back. All
+    passes begin with the same random numbers and buffers, in the mode that the modules are in.
+
+    With DistributedDataParallel and FSDP2 all processes have to do the same; the loss is then the mean of theirs.
+
+    Args:
+        session: of `unchanged`.
+        model: as it is trained, wrappers included.
+        loss_fn: `loss_fn(model, batch)` returns the scalar loss of a batch.
+        optimizer: of the model's parameters.
+        max_grad_norm: clip the gradient to this l2 norm before each step; None to leave it.
+        scaler: a GradScaler whose present scale the loss is multiplied by for the backward pass.
+
+    Attributes:
+        forward_passes: over a step's batches, so far.
+        backward_passes: likewise.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        model: nn.Module,
+        loss_fn: LossFn,
+        optimizer: Optimizer,
+        *,
+        max_grad_norm: float | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self._guard, self._weights = session.guard, session.weights
+        self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
+        self._max_grad_norm, self._scale = max_grad_norm, scaler.get_scale() if scaler is not None else 1.0
+        self._everything = list({id(p): p for p in (*model.parameters(), *session.weights)}.values())
+        self._names = {id(weight): name for name, weight in bare(model).named_parameters()}
+        self._rates = _proportions(optimizer)
+        self._gathers = isinstance(model, DistributedDataParallel) or any(map(is_dtensor, self._everything))
+        self._batches: Sequence[Any] = ()
+        self._kept: Kept | None = None
+        self._slope = math.nan
+        self.forward_passes = self.backward_passes = 0
+
+    def prepare(self, batches: Sequence[Any]) -> float:
+        """Compute the gradient of a step; return the loss before it.
+
+        Args:
+            batches: the micro-batches that the step adds up; one without accumulation.
+
+        Raises:
+            ValueError: the loss or the gradient is not finite or zero, or the loss is no scalar with a graph.
+        """
+        loss_before = self.gradient(batches)
+        if not math.isfinite(loss_before):
+            raise ValueError(
+                f"the loss is {loss_before} before any step: nothing can be searched; check the batches, the initial "
+                f"weights and loss_fn"
+            )
+        self._check_gradient()
+        self._kept = Kept(self._optimizer, others=[w.grad for w in self._weights if w.grad is not None])
+        self._slope = math.nan
+        return loss_before
+
+    def gradient(self, batches: Sequence[Any]) -> float:
+        """Leave the gradient of a step in `.grad`, as training would; return the loss, finite or not."""
+        self._batches = list(batches)
+        for weight in self._everything:
+            weight.grad = None
+        total = 0.0
+        for batch in self._batches:
+            torch.clear_autocast_cache()
+            with undisturbed(bare(self._model), evaluate=False), torch.enable_grad(), self._guard.open():
+                loss = _scalar(self._loss_fn(self._model, batch))
+                if not loss.requires_grad:
+                    raise ValueError(
+                        "the loss has no gradient: it depends on no weight that requires one, or loss_fn computes it "
+                        "under no_grad or detaches it"
+                    )
+                # Of a loss that is not finite nothing can be learned; but all processes have to go on alike.
+                (loss * (self._scale / len(self._batches))).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        self.forward_passes += 1
+        self.backward_passes += 1
+        with_gradient = [weight for weight in self._weights if weight.grad is not None]
+        if self._scale != 1.0 and with_gradient:
+            torch._foreach_mul_([local(w.grad) for w in with_gradient if w.grad is not None], 1 / self._scale)
+        if self._max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(with_gradient, self._max_grad_norm)
+        return self._mean(total / len(self._batches))
+
+    def loss_now(self) -> float:
+        """Return the loss of the step's batches with the weights as they are."""
+        total = 0.0
+        for batch in self._batches:
+            torch.clear_autocast_cache()  # casts of the weights before the trial
+            with undisturbed(bare(self._model), evaluate=False), torch.no_grad(), self._guard.open():
+                loss = _scalar(self._loss_fn(self._model, batch))
+            total += loss.item()
+        self.forward_passes += 1
+        return self._mean(total / len(self._batches))
+
+    def loss_at(self, lr: float) -> float:
+        """Try the step with a learning rate; return the loss after it, inf if it is not finite.
+
+        Args:
+            lr: of the first group; the others keep their proportions.
+        """
+        assert self._kept is not None, "prepare() comes first"
+        try:
+            self.step(lr)
+            if math.isnan(self._slope):
+                self._slope = self._measure_slope(lr)
+            loss = self.loss_now()
+        finally:
+            self._kept.restore()
+            torch.clear_autocast_cache()
+        return loss if math.isfinite(loss) else math.inf
+
+    def slope(self) -> float:
+        """Return the derivative of the loss by the learning rate along the first step that was tried."""
+        return self._slope
+
+    def step(self, lr: float) -> None:
+        """Make the step, and leave it made."""
+        set_learning_rate(self._optimizer, self._rates, lr)
+        with self._guard.open():
+            self._optimizer.step()
+
+    def before(self, weight: Tensor) -> Tensor:
+        """Return a weight, the part of it that is here, as it was before the step."""
+        assert self._kept is not None, "prepare() comes first"
+        return self._kept.copy_of(weight)
+
+    def _check_gradient(self) -> None:
+        """Raise unless there is a gradient to follow."""
+        with_gradient = [weight for weight in self._weights if weight.grad is not None]
+        if not with_gradient:
+            raise ValueError(
+                "no weight of the optimizer has a gradient: the optimizer holds other parameters than loss_fn uses, "
+                "or all of them are frozen"
+            )
+        named = [(self._names.get(id(weight), "an unnamed weight"), weight) for weight in with_gradient]
+        if (bad := first_nonfinite_gradient(named)) is not None:
+            raise ValueError(f"the gradient of {bad} is not finite before any step; the loss is finite")
+        parts = [(local(w.grad) != 0).any().double().reshape(1) for w in with_gradient if w.grad is not None]
+        if not any(row[0] for row in whole_sums(parts, with_gradient)):
+            raise ValueError(
+                "the loss is constant: its gradient is exactly 0 for every weight of the optimizer, so that no step "
+                "changes it; check the initial weights (all zero?) and loss_fn"
+            )
+
+    @torch.no_grad()
+    def _measure_slope(self, lr: float) -> float:
+        moved, parts = [], []
+        for weight in self._weights:
+            if weight.grad is None:
+                continue
+            change = local(weight).double() - self.before(weight).double()
+            parts.append((change * self.before(weight.grad).double()).sum().reshape(1))
+            moved.append(weight)
+        return math.fsum(row[0] for row in whole_sums(parts, moved)) / lr
+
+    def _mean(self, loss: float) -> float:
+        """Average over processes that see different batches, so that all decide alike."""
+        if not (self._gathers and dist.is_initialized()):
+            return loss
+        group = self._model.process_group if isinstance(self._model, DistributedDataParallel) else None
+        device = next(local(weight).device for weight in self._everything)
+        total = torch.tensor(
+            loss, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+        )
+        dist.all_reduce(total, group=group)
+        return total.item() / dist.get_world_size(group)
+
+
+def learning_rate(optimizer: Optimizer) -> float:
+    """Return the learning rate that an optimizer's first group is to reach.
+
+    That is its present one, or, where a schedule has it at 0 now, the one that the schedule started from.
+
+    Raises:
+        ValueError: there is none, or it is 0.
+    """
+    return _proportions(optimizer)[0]
+
+
+def set_learning_rate(optimizer: Optimizer, rates: Sequence[float], lr: float) -> None:
+    """Set the learning rate of the first group, and those of the others in proportion to `rates`."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        scaled = lr * (rate / rates[0])
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(scaled)
+        else:
+            group["lr"] = scaled
+
+
+def _proportions(optimizer: Optimizer) -> list[float]:
+    if not optimizer.param_groups or any("lr" not in group for group in optimizer.param_groups):
+        raise ValueError(f"{type(optimizer).__name__} has a parameter group without a learning rate")
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if not any(rates):  # a warmup's first step
+        rates = [float(group.get("initial_lr", 0.0)) for group in optimizer.param_groups]
+    if not rates[0] > 0 or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+        raise ValueError(
+            f"the optimizer's learning rate must be > 0 to be tried at multiples of it, got {rates[0]} in its first "
+            f"group; set group['lr'] to the learning rate you mean to use"
+        )
+    return rates
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"loss_fn must return a scalar tensor, got {type(loss).__name__}; return its loss, as in "
+            f"lambda model, batch: model(**batch).loss"
+        )
+    if loss.numel() != 1:
+        raise ValueError(f"loss_fn must return a scalar, got shape {tuple(loss.shape)}; take its mean")
+    return loss.reshape(())
