@@ -17,7 +17,9 @@ SEEDS = (0, 1, 2)
 def warmups(setting: Setting) -> dict[str, int]:
     """Return the folklore's warmups, and a long one, in steps."""
     fractions = {"0": 0.0, "1 %": 0.01, "5 %": 0.05, "10 %": 0.1, "30 %": 0.3}
-    return {name: round(fraction * setting.steps) for name, fraction in fractions.items()} | {"2000 steps": 2000}
+    return {name: round(fraction * setting.steps) for name, fraction in fractions.items()} | {
+        "2000 steps": 2000
+    }
 
 
 def main() -> None:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from settings import SETTINGS, Training
 from torch.optim import Optimizer
-
-from settings import SETTINGS, Setting, Training
 
 COOLDOWN = 0.5
 
@@ -36,7 +34,8 @@ def train(
     """Train to the end; return the loss and, for images, the accuracy on held-out data (None if not finite)."""
     optimizer = optimizer or training.optimizer
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: multiplier(step, steps=steps, warmup=warmup, start=start) if step < steps else 0.0
+        optimizer,
+        lambda step: multiplier(step, steps=steps, warmup=warmup, start=start) if step < steps else 0.0,
     )
     training.model.train()
     for step in range(steps):

@@ -20,7 +20,7 @@ from warmfree.lab.data import Batches, Corpus, load_shakespeare
 from warmfree.lab.images import ImageBatches, load_mnist
 from warmfree.lab.models.gpt import GPT, GPTConfig
 from warmfree.lab.models.vit import ViT, ViTConfig
-from warmfree.optim import LionA, parameter_groups
+from warmfree.optim import parameter_groups
 
 CONTEXT = 64
 
@@ -52,6 +52,7 @@ class Setting:
     loss_fn: Callable[[nn.Module, Any], Tensor]
 
     def start(self, *, seed: int, lr: float) -> Training:
+        """Make the run of a seed; all learning rates and warmups start from the same weights and see the same data."""
         data = text_batches(self.text, self.batch_size, seed) if self.text else images(self.batch_size, seed)
         torch.manual_seed(seed)
         model = self.build()
@@ -83,7 +84,9 @@ def corpus(name: str) -> Corpus:
     if name == "plays":
         return load_shakespeare()
     root = Path(torch.__file__).parent
-    files = sorted(glob.glob("nn/**/*.py", root_dir=root, recursive=True) + glob.glob("optim/*.py", root_dir=root))
+    files = sorted(
+        glob.glob("nn/**/*.py", root_dir=root, recursive=True) + glob.glob("optim/*.py", root_dir=root)
+    )
     return Corpus.from_documents(((root / file).read_bytes() for file in files), name="torch's source")
 
 
@@ -100,7 +103,9 @@ class PostNormTransformer(nn.Module):
     def __init__(self, *, width: int = 64, layers: int = 4) -> None:
         super().__init__()
         self.tokens, self.positions = nn.Embedding(256, width), nn.Embedding(CONTEXT, width)
-        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=False)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 4 * width, dropout=0.0, batch_first=True, norm_first=False
+        )
         self.blocks = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         for weight in self.blocks.parameters():
             if weight.ndim > 1:
@@ -207,7 +212,9 @@ def huggingface(model: nn.Module, batch: Any) -> Tensor:
 
 def adamw(beta2: float, weight_decay: float = 0.1) -> Callable[[nn.Module, float], Optimizer]:
     def build(model: nn.Module, lr: float) -> Optimizer:
-        return torch.optim.AdamW(parameter_groups(model, weight_decay=weight_decay), lr=lr, betas=(0.9, beta2))
+        return torch.optim.AdamW(
+            parameter_groups(model, weight_decay=weight_decay), lr=lr, betas=(0.9, beta2)
+        )
 
     return build
 
@@ -218,10 +225,6 @@ def adam(model: nn.Module, lr: float) -> Optimizer:
 
 def nadam(model: nn.Module, lr: float) -> Optimizer:
     return torch.optim.NAdam(model.parameters(), lr=lr)
-
-
-def liona(model: nn.Module, lr: float) -> Optimizer:
-    return LionA(parameter_groups(model, weight_decay=0.1), lr=lr)
 
 
 def sgd(model: nn.Module, lr: float) -> Optimizer:
@@ -277,9 +280,9 @@ SETTINGS = {
             name="llama-adamw",
             what="Llama (transformers), 3 x 64, torch's source, AdamW (.9, .95), batch 16",
             held_out=True,
-            steps=500,
+            steps=400,
             batch_size=16,
-            lrs=by_twos(1e-3),
+            lrs=by_twos(1e-3, 4),
             build=llama,
             optimizer=adamw(0.95),
             text="source",
@@ -289,9 +292,9 @@ SETTINGS = {
             name="postnorm-adam",
             what="post-norm transformer, 4 x 64, plays, Adam (.9, .999), batch 16",
             held_out=True,
-            steps=600,
+            steps=400,
             batch_size=16,
-            lrs=by_twos(1e-3),
+            lrs=by_twos(1e-3, 4),
             build=PostNormTransformer,
             optimizer=adam,
             text="plays",
@@ -301,9 +304,9 @@ SETTINGS = {
             name="lstm-adam",
             what="LSTM, 1 x 96, torch's source, Adam (.9, .999), batch 32",
             held_out=True,
-            steps=600,
+            steps=400,
             batch_size=32,
-            lrs=by_twos(8e-3),
+            lrs=by_twos(8e-3, 4),
             build=RecurrentNet,
             optimizer=adam,
             text="source",
@@ -313,9 +316,9 @@ SETTINGS = {
             name="mlp-nadam",
             what="MLP without norms, 4 x 256, MNIST, NAdam, batch 256",
             held_out=True,
-            steps=400,
+            steps=300,
             batch_size=256,
-            lrs=by_twos(2.5e-4),
+            lrs=by_twos(2.5e-4, 4),
             build=mlp,
             optimizer=nadam,
             loss_fn=classify,
@@ -324,9 +327,9 @@ SETTINGS = {
             name="resnet-adamw",
             what="ResNet with GroupNorm, MNIST, AdamW (.9, .999), batch 32",
             held_out=True,
-            steps=400,
+            steps=300,
             batch_size=32,
-            lrs=by_twos(2e-3),
+            lrs=by_twos(2e-3, 4),
             build=functools.partial(resnet, group_norm),
             optimizer=adamw(0.999),
             loss_fn=classify,
@@ -335,24 +338,12 @@ SETTINGS = {
             name="gpt-large-batch",
             what="pre-norm GPT, 4 x 48, torch's source, AdamW (.9, .999), batch 64",
             held_out=True,
-            steps=300,
+            steps=200,
             batch_size=64,
-            lrs=by_twos(1e-3),
+            lrs=by_twos(1e-3, 4),
             build=functools.partial(gpt, layers=4, width=48, heads=4),
             optimizer=adamw(0.999),
             text="source",
-            loss_fn=own_loss,
-        ),
-        Setting(
-            name="gpt-liona",
-            what="pre-norm GPT, 2 x 64, plays, LionA, batch 32",
-            held_out=True,
-            steps=500,
-            batch_size=32,
-            lrs=by_twos(1e-3),
-            build=functools.partial(gpt, layers=2, width=64, heads=4),
-            optimizer=liona,
-            text="plays",
             loss_fn=own_loss,
         ),
     )

@@ -22,7 +22,10 @@ def summary_of(advice: Advice) -> str:
         return f"{advice.optimizer} needs no warmup {at}."
     if advice.verdict == "warmup":
         start = f" from {advice.start_lr:.2g}" if advice.start_lr > 0 else ""
-        return f"{advice.optimizer} needs {_steps(advice.warmup_steps)} of linear warmup{start} {at}, {share:.0%} of the run."
+        return (
+            f"{advice.optimizer} needs {_steps(advice.warmup_steps)} of linear warmup{start} {at}: "
+            f"{advice.warmup_steps / advice.steps:.1%} of the run."
+        )
     if advice.verdict == "replace":
         assert advice.replacement is not None
         kept = (

@@ -16,7 +16,8 @@ class Guard:
     """Hold SIGINT back while the block runs, but let it through where `open` says so.
 
     What has to be put back can then be put back whole: an interrupt arrives inside `open`, as the exception that it
-    would have been, or after the block. Outside the main thread Python gets no signals, and the block changes nothing.
+    would have been, or after the block. None is lost. Outside the main thread Python gets no signals, and the block
+    changes nothing; neither does it where SIGINT is ignored or left to the system.
 
     Example:
         >>> with Guard() as guard:
@@ -44,28 +45,30 @@ class Guard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._installed:
-            self._installed = False
             signal.signal(signal.SIGINT, self._previous)
-            if self._pending and error is None:
-                self._pending = False
-                self._previous(signal.SIGINT, None)
+            self._installed = False
+            self._deliver(None)
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Let an interrupt through, also one that came before."""
+        was_open = self._is_open
         try:
             self._is_open = True
-            if self._pending:
-                self._pending = False
-                self._previous(signal.SIGINT, None)
+            self._deliver(None)
             yield
         finally:
-            self._is_open = False
+            self._is_open = was_open
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (signal's signature)
+        self._pending = True
         if self._is_open:
-            self._is_open = False  # a second one may not come while the first is being answered
-            self._previous(number, frame)
-            self._is_open = True  # it was not answered by an exception
-        else:
-            self._pending = True
+            self._deliver(frame)
+
+    def _deliver(self, frame: FrameType | None) -> None:
+        """Hand on an interrupt that waits, if one does."""
+        if self._pending:
+            self._pending = False
+            was_open, self._is_open = self._is_open, False  # no second one while the first is being answered
+            self._previous(signal.SIGINT, frame)
+            self._is_open = was_open  # it was not answered by an exception

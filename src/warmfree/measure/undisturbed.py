@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from warmfree.optim.sharding import is_dtensor, local
 
@@ -41,7 +42,8 @@ def undisturbed(model: nn.Module, *, evaluate: bool = True) -> Iterator[None]:
     Gradients are the caller's affair: use `torch.no_grad()` or `torch.autograd.grad`.
 
     Args:
-        model: the module that will be called, not wrapped by DistributedDataParallel.
+        model: the module that will be called. What DistributedDataParallel itself counts goes on, in step with its
+            reducer.
         evaluate: put it in eval mode.
 
     Example:
@@ -104,7 +106,11 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _kept(modules: list[nn.Module]) -> Iterator[None]:
     """Keep the buffers of modules, and their attributes that are plain."""
-    held = [(module, dict(module._buffers.items()), dict(vars(module))) for module in modules]
+    held = [
+        (module, dict(module._buffers.items()), dict(vars(module)))
+        for module in modules
+        if not isinstance(module, DistributedDataParallel)
+    ]
     buffers = {
         id(buffer): buffer
         for module in modules

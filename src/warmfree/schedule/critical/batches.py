@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,9 @@ __all__ = ["first_batches"]
 _COPYABLE: tuple[type, ...] = (type(iter([])), type(iter(())))
 
 
-def first_batches(batches: Iterable[Any], number: int) -> list[Any]:
+def first_batches(
+    batches: Iterable[Any], number: int, *, at_least: int | None = None, memory: float = math.inf
+) -> list[Any]:
     """Read batches from where an iteration starts.
 
     The generators of a DataLoader and its samplers are put back, so that training reads what it would have read. An
@@ -26,6 +28,8 @@ def first_batches(batches: Iterable[Any], number: int) -> list[Any]:
     Args:
         batches: a list of batches, a DataLoader, or another iterable.
         number: how many, >= 1.
+        at_least: how many there have to be; default all.
+        memory: bytes of tensors in them after which no more are read, if there are enough.
 
     Raises:
         TypeError: not an iterable of batches.
@@ -40,24 +44,39 @@ def first_batches(batches: Iterable[Any], number: int) -> list[Any]:
             f"batches must be an iterable of batches, such as a list or a DataLoader, got {type(batches).__name__}; "
             f"for a single batch pass [batch]"
         )
+    least = number if at_least is None else at_least
+    found: list[Any] = []
     with _generators_of(batches):
-        if isinstance(batches, _COPYABLE):
-            found = list(itertools.islice(_copy(batches), number))
-        else:
-            found = list(itertools.islice(batches, number))
-            if isinstance(batches, Iterator) and found:
-                warnings.warn(
-                    f"batches is an iterator, which cannot be rewound: {len(found)} were taken from it; pass the "
-                    f"DataLoader or a list to leave your data where it is",
-                    stacklevel=4,
-                )
-    if len(found) < number:
+        source = _copy(batches) if isinstance(batches, _COPYABLE) else batches
+        held = 0
+        if number > 0:
+            for batch in source:
+                found.append(batch)
+                held += _size(batch)
+                if len(found) >= number or (held >= memory and len(found) >= least):
+                    break
+    if isinstance(source, Iterator) and source is batches and found:
+        warnings.warn(
+            f"batches is an iterator, which cannot be rewound: {len(found)} were taken from it; pass the DataLoader or "
+            f"a list to leave your data where it is",
+            stacklevel=4,
+        )
+    if len(found) < least:
         raise ValueError(
-            f"batches is empty: {number} needed"
+            f"batches is empty: {least} needed"
             if not found
-            else f"batches has only {len(found)} of the {number} that are needed; pass more, or ask for fewer steps"
+            else f"batches has only {len(found)} of the {least} that are needed; pass more, or ask for fewer steps"
         )
     return found
+
+
+def _size(tree: Any) -> int:
+    """Return the bytes of the tensors in a batch."""
+    if isinstance(tree, Tensor):
+        return tree.numel() * tree.element_size()
+    if isinstance(tree, Mapping):
+        return sum(map(_size, tree.values()))
+    return sum(map(_size, tree)) if isinstance(tree, list | tuple) else 0
 
 
 def _copy(iterator: Any) -> Any:

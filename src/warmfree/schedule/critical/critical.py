@@ -196,7 +196,7 @@ def search_step(
         start=start,
         precision=precision,
         tolerance=tolerance,
-        noise=8 * _resolution(session) * abs(initial_loss),
+        noise=trials.noise(initial_loss),
         max_lr=max_lr,
         max_trials=max_passes - _OVERHEAD,
     )
@@ -277,9 +277,3 @@ def _check_deterministic(first: float, second: float, session: Session) -> None:
             f"random numbers of torch, Python and NumPy's global state. Seed other generators inside loss_fn, and let "
             f"it neither count calls nor draw its own data"
         )
-
-
-def _resolution(session: Session) -> float:
-    """Return the relative rounding of a loss: losses are means in float32 or better, whatever the weights are."""
-    narrowest = max((torch.finfo(w.dtype).eps for w in session.weights if w.is_floating_point()), default=0.0)
-    return min(narrowest, torch.finfo(torch.float32).eps)

@@ -1,10 +1,15 @@
 r"""The search for the learning rate at which a step leaves the loss where it was, as a search on a line.
 
 Kalra & Barkeshli 2024 (algorithms 1 and 2) double the learning rate until the loss rises, then bisect. So does this,
-but for where it looks next. On a quadratic loss the *mean slope* along the step, :math:`(L(\eta) - L(0))/\eta`, is
-linear in :math:`\eta`, and its value at 0 is the gradient along the step, which costs nothing. The line through two
-points of it leads to the critical learning rate at once, and two more trials beside it make the bracket. Where the line leads
-out of the bracket or gains little, the bracket is halved, in the logarithm. (Our choice; counts are in the benchmarks.)
+but for where it looks next. The slope s of the loss along the step comes with the gradient and costs nothing, and the
+share of the decrease that it promises which curvature takes back,
+
+.. math::  r(\eta) = \frac{L(\eta) - L(0) - s\eta}{-s\eta},
+
+is 1 where the loss is what it was. On a quadratic loss it is proportional to the learning rate, so that one trial leads
+to the critical learning rate and two more beside it make the bracket; on any power of it, and nearly so on what
+networks do, it is a straight line in logarithms. Its secants are followed. Where they lead out of the bracket or gain
+little, the bracket is halved, in the logarithm. (Our choice; counts are in the benchmarks.)
 """
 
 from __future__ import annotations
@@ -16,11 +21,11 @@ from warmfree.schedule.critical.results import Outcome, Search, Trial
 
 __all__ = ["find_critical"]
 
-_GROWTH = 4.0  # without better knowledge
-_DOUBLING = 2.0  # the paper's k
+_GROWTH = 4.0  # without better knowledge, and its square where that was not enough, and so on
 _LARGEST_GROWTH = 16.0
-_SMALLEST = 1e-8  # of where the search starts: a step this small that still raises the loss goes uphill
-_SMALLEST_UPHILL = 1e-3  # the same where the slope says so, too
+_LARGEST_SHRINKING = 256.0
+_LEAST = 1.4  # after a guess that missed the crossing
+_SMALLEST_UPHILL = 1e-3  # of the first learning rate: the slope is upward, and so is the loss down to here
 
 
 def find_critical(
@@ -50,30 +55,41 @@ def find_critical(
 
     Returns:
         The search, with `forward_passes` counting trials alone.
+
+    Example:
+        >>> found = find_critical(
+        ...     lambda lr: 3 - lr + 5 * lr**2,
+        ...     lambda: -1.0,
+        ...     initial_loss=3.0,
+        ...     start=1.0,
+        ...     precision=0.05,
+        ...     tolerance=0.01,
+        ...     noise=1e-6,
+        ...     max_lr=float("inf"),
+        ...     max_trials=18,
+        ... )
+        >>> round(found.lr, 6), found.forward_passes
+        (0.2, 3)
     """
-    line = _Line(initial_loss, noise)
+    line = _Line(initial_loss, precision=precision, tolerance=tolerance * abs(initial_loss), noise=noise)
     lr = min(start, max_lr)
-    smallest = start * _SMALLEST
-    slope = math.nan
     while len(line.trials) < max_trials:
-        line.add(Trial(lr=lr, loss=loss_at(lr)))
-        if len(line.trials) == 1:
-            slope = line.slope = slope_of()
-            if not slope < 0:
-                smallest = start * _SMALLEST_UPHILL
+        loss = loss_at(lr)
+        if not line.trials:
+            line.slope = slope_of()
+        line.add(Trial(lr=lr, loss=loss))
         if line.low is None:
-            assert line.high is not None
-            if line.high.lr <= smallest:
+            if not line.slope < 0 and lr <= start * _SMALLEST_UPHILL:
                 break
-            lr = max(line.below(), smallest)
+            lr = line.below()
         elif line.high is None:
             if line.low.lr >= max_lr:
                 break
             lr = min(line.above(), max_lr)
-        elif line.is_closed(precision, tolerance):
+        elif line.is_closed():
             break
         else:
-            lr = line.inside(precision)
+            lr = line.inside()
     outcome: Outcome = "uphill" if line.low is None else "none" if line.high is None else "found"
     return Search(
         outcome=outcome,
@@ -81,7 +97,7 @@ def find_critical(
         low=line.low.lr if line.low else None,
         high=line.high.lr if line.high else None,
         initial_loss=initial_loss,
-        slope=slope,
+        slope=line.slope,
         trials=tuple(line.trials),
         forward_passes=len(line.trials),
     )
@@ -90,8 +106,13 @@ def find_critical(
 class _Line:
     """Losses along a step, and the bracket around the crossing."""
 
-    def __init__(self, initial_loss: float, noise: float) -> None:
-        self.initial_loss, self.noise = initial_loss, noise
+    def __init__(self, initial_loss: float, *, precision: float, tolerance: float, noise: float) -> None:
+        self.initial_loss, self.precision, self.tolerance, self.noise = (
+            initial_loss,
+            precision,
+            tolerance,
+            noise,
+        )
         self.slope = math.nan
         self.trials: list[Trial] = []
         self.low: Trial | None = None  # the largest learning rate at which the loss falls
@@ -100,9 +121,9 @@ class _Line:
         self._stalled = False
 
     def add(self, trial: Trial) -> None:
-        """Take in a trial; one that leaves the loss where it is (a step below rounding) counts as falling."""
+        """Take in a trial; where the loss stays (a step below rounding) the slope decides whether it falls."""
         self.trials.append(trial)
-        if trial.loss - self.initial_loss > self.noise:
+        if trial.loss - self.initial_loss > (self.noise if self.slope < 0 else -self.noise):
             self.high = trial
         else:
             self.low = trial
@@ -111,62 +132,88 @@ class _Line:
             self._stalled = width > self._width / 2
             self._width = width
 
-    def is_closed(self, precision: float, tolerance: float) -> bool:
-        assert self.low is not None
-        assert self.high is not None
-        near = self.high.lr <= self.low.lr * (1 + precision)
-        limit = self.initial_loss + tolerance * abs(self.initial_loss) + self.noise
+    def is_closed(self) -> bool:
+        low, high = self._bracket()
         # Where the loss is a cliff, no bracket that can be told apart may be gentle enough.
-        return near and (self.high.loss <= limit or self.high.lr <= self.low.lr * (1 + precision / 16))
+        gentle = high.loss <= self.initial_loss + self.tolerance + self.noise
+        return self._is_narrow() and (gentle or high.lr <= low.lr * (1 + self.precision / 16))
 
     def below(self) -> float:
         """Return the next learning rate where none is known to be safe."""
         assert self.high is not None
-        guess = self._root((0.0, self.slope), self._point(self.high)) if self.slope < 0 else None
+        count, guess = len(self.trials), self._guess()
         if guess is None:
-            return self.high.lr / _GROWTH
-        # The line was wrong before: not all the way again in small steps.
-        largest = self.high.lr / (1.05 if len(self.trials) == 1 else _DOUBLING)
-        return min(max(guess * 0.98, self.high.lr / _LARGEST_GROWTH**2), largest)
+            return self.high.lr / min(_GROWTH**count, _LARGEST_SHRINKING)
+        largest = self.high.lr / (1 + self.precision if count == 1 else _LEAST)
+        return min(max(guess / self._aside, self.high.lr / _LARGEST_SHRINKING), largest)
 
     def above(self) -> float:
         """Return the next learning rate where all were safe so far."""
         assert self.low is not None
-        guess = self._root((0.0, self.slope), self._point(self.low)) if self.slope < 0 else None
-        if guess is None or guess <= self.low.lr:
-            return self.low.lr * _GROWTH
-        smallest = self.low.lr * (1.05 if len(self.trials) == 1 else _DOUBLING)
-        return min(max(guess * 1.02, smallest), self.low.lr * _LARGEST_GROWTH)
+        count, guess = len(self.trials), self._guess()
+        if guess is None:
+            return self.low.lr * min(_GROWTH**count, _LARGEST_GROWTH)
+        smallest = self.low.lr * (1 + self.precision if count == 1 else _LEAST)
+        return min(max(guess * self._aside, smallest), self.low.lr * _LARGEST_GROWTH)
 
-    def inside(self, precision: float) -> float:
+    def inside(self) -> float:
         """Return the next learning rate within the bracket."""
-        assert self.low is not None
-        assert self.high is not None
-        middle = math.sqrt(self.low.lr * self.high.lr)
-        guess = None if self._stalled else self._root(self._point(self.low), self._point(self.high))
-        if guess is None or not self.low.lr < guess < self.high.lr:
+        low, high = self._bracket()
+        middle = math.sqrt(low.lr * high.lr)
+        guess = None if self._stalled else self._guess()
+        if guess is None or not low.lr < guess < high.lr:
             return middle
-        # Aim a little beyond the crossing, on the side that is farther away, so that the far end comes near.
-        aside = 1 + precision / 3
-        guess = guess * aside if self.high.lr / guess > guess / self.low.lr else guess / aside
-        return guess if self.low.lr < guess < self.high.lr else middle
+        if self._is_narrow():  # and its upper end is too high
+            aim = guess + 0.5 * self.tolerance * (high.lr - low.lr) / (high.loss - low.loss)
+        elif high.lr / guess > guess / low.lr:
+            # A little beyond the crossing, on the side that is farther away, so that the far end comes near.
+            aim = guess * self._aside
+        else:
+            aim = guess / self._aside
+        return aim if low.lr < aim < high.lr else middle
 
     def crossing(self) -> float:
         """Return the best guess within the bracket."""
+        low, high = self._bracket()
+        guess = self._guess()
+        return guess if guess is not None and low.lr <= guess <= high.lr else math.sqrt(low.lr * high.lr)
+
+    def _bracket(self) -> tuple[Trial, Trial]:
         assert self.low is not None
         assert self.high is not None
-        guess = self._root(self._point(self.low), self._point(self.high))
-        inside = guess is not None and self.low.lr <= guess <= self.high.lr
-        return guess if guess is not None and inside else math.sqrt(self.low.lr * self.high.lr)
+        return self.low, self.high
 
-    def _point(self, trial: Trial) -> tuple[float, float]:
-        """Return a learning rate and the mean slope up to it."""
-        return trial.lr, (trial.loss - self.initial_loss) / trial.lr
+    def _is_narrow(self) -> bool:
+        low, high = self._bracket()
+        return high.lr <= low.lr * (1 + self.precision)
 
-    def _root(self, first: tuple[float, float], second: tuple[float, float]) -> float | None:
-        """Return where the line through two points is 0; None if it does not rise, or a point is lost in noise."""
-        (x1, y1), (x2, y2) = first, second
-        known = all(math.isfinite(y) for y in (y1, y2)) and abs(y2) * x2 > self.noise
-        if not known or y2 <= y1:
+    @property
+    def _aside(self) -> float:
+        return 1 + self.precision / 3
+
+    def _guess(self) -> float | None:
+        """Return where a line in logarithms crosses: that through the bracket's ends, or the two nearest trials."""
+        if self.low is not None and self.high is not None:
+            points = [self._point(self.low), self._point(self.high)]
+            if None in points:
+                return None
+        else:
+            points = [self._point(trial) for trial in self.trials]
+        known = sorted((point for point in points if point is not None), key=lambda point: abs(point[1]))
+        if not known:
             return None
-        return x1 - y1 * (x2 - x1) / (y2 - y1)
+        x, y = known[0]
+        power = 1.0  # of a quadratic loss
+        if len(known) > 1:
+            power = (known[1][1] - y) / (known[1][0] - x)
+        if not power > 0:
+            return None
+        return math.exp(min(x - y / power, 700.0))
+
+    def _point(self, trial: Trial) -> tuple[float, float] | None:
+        """Return log learning rate and log r; None where r is lost in noise, infinite or negative."""
+        promised = -self.slope * trial.lr
+        taken_back = trial.loss - self.initial_loss + promised
+        if not (promised > 0 and self.noise < taken_back < math.inf):
+            return None
+        return math.log(trial.lr), math.log(taken_back / promised)

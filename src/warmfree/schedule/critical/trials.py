@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -12,14 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from warmfree.measure.health import first_nonfinite_gradient
+from warmfree.measure.health import gradient_norms
 from warmfree.measure.kept import Kept
+from warmfree.measure.real import as_real
 from warmfree.measure.sums import whole_sums
 from warmfree.measure.unchanged import Session, bare
 from warmfree.measure.undisturbed import undisturbed
-from warmfree.optim.sharding import is_dtensor, local
+from warmfree.optim.sharding import is_dtensor, local, local_gradient, whole
 
-__all__ = ["LossFn", "NonDeterministicLossError", "StepTrials", "learning_rate"]
+__all__ = ["LossFn", "NonDeterministicLossError", "StepTrials", "learning_rate", "set_learning_rate"]
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
@@ -44,6 +47,7 @@ class StepTrials:
         optimizer: of the model's parameters.
         max_grad_norm: clip the gradient to this l2 norm before each step; None to leave it.
         scaler: a GradScaler whose present scale the loss is multiplied by for the backward pass.
+        same_draws: begin every pass with the same random numbers and buffers; False to go on with them, as in training.
 
     Attributes:
         forward_passes: over a step's batches, so far.
@@ -59,17 +63,22 @@ class StepTrials:
         *,
         max_grad_norm: float | None = None,
         scaler: torch.amp.GradScaler | None = None,
+        same_draws: bool = True,
     ) -> None:
-        self._guard, self._weights = session.guard, session.weights
+        self._session, self._same_draws = session, same_draws
         self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
         self._max_grad_norm, self._scale = max_grad_norm, scaler.get_scale() if scaler is not None else 1.0
         self._everything = list({id(p): p for p in (*model.parameters(), *session.weights)}.values())
         self._names = {id(weight): name for name, weight in bare(model).named_parameters()}
         self._rates = _proportions(optimizer)
-        self._gathers = isinstance(model, DistributedDataParallel) or any(map(is_dtensor, self._everything))
+        self._groups = _groups_of_losses(model, self._everything)
         self._batches: Sequence[Any] = ()
         self._kept: Kept | None = None
+        self._gradients: list[tuple[Tensor, Tensor]] = []
+        self._kept_gradients = Kept()
+        self._clipping = 1.0
         self._slope = math.nan
+        self._rounding = 0.0
         self.forward_passes = self.backward_passes = 0
 
     def prepare(self, batches: Sequence[Any]) -> float:
@@ -81,52 +90,34 @@ class StepTrials:
         Raises:
             ValueError: the loss or the gradient is not finite or zero, or the loss is no scalar with a graph.
         """
-        loss_before = self.gradient(batches)
+        loss_before = self._backward(batches)
         if not math.isfinite(loss_before):
             raise ValueError(
                 f"the loss is {loss_before} before any step: nothing can be searched; check the batches, the initial "
                 f"weights and loss_fn"
             )
         self._check_gradient()
-        self._kept = Kept(self._optimizer, others=[w.grad for w in self._weights if w.grad is not None])
+        self._clip()
+        self._gradients = [
+            (weight, weight.grad) for weight in self._session.weights if weight.grad is not None
+        ]
+        self._kept_gradients = Kept(*(gradient for _, gradient in self._gradients))
+        self._kept = self._session.kept_of(self._optimizer)
         self._slope = math.nan
         return loss_before
 
     def gradient(self, batches: Sequence[Any]) -> float:
         """Leave the gradient of a step in `.grad`, as training would; return the loss, finite or not."""
-        self._batches = list(batches)
-        for weight in self._everything:
-            weight.grad = None
-        total = 0.0
-        for batch in self._batches:
-            torch.clear_autocast_cache()
-            with undisturbed(bare(self._model), evaluate=False), torch.enable_grad(), self._guard.open():
-                loss = _scalar(self._loss_fn(self._model, batch))
-                if not loss.requires_grad:
-                    raise ValueError(
-                        "the loss has no gradient: it depends on no weight that requires one, or loss_fn computes it "
-                        "under no_grad or detaches it"
-                    )
-                # Of a loss that is not finite nothing can be learned; but all processes have to go on alike.
-                (loss * (self._scale / len(self._batches))).backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        self.forward_passes += 1
-        self.backward_passes += 1
-        with_gradient = [weight for weight in self._weights if weight.grad is not None]
-        if self._scale != 1.0 and with_gradient:
-            torch._foreach_mul_([local(w.grad) for w in with_gradient if w.grad is not None], 1 / self._scale)
-        if self._max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(with_gradient, self._max_grad_norm)
-        return self._mean(total / len(self._batches))
+        loss = self._backward(batches)
+        self._clip()
+        return loss
 
     def loss_now(self) -> float:
         """Return the loss of the step's batches with the weights as they are."""
         total = 0.0
         for batch in self._batches:
-            torch.clear_autocast_cache()  # casts of the weights before the trial
-            with undisturbed(bare(self._model), evaluate=False), torch.no_grad(), self._guard.open():
-                loss = _scalar(self._loss_fn(self._model, batch))
-            total += loss.item()
+            with self._apart(), torch.no_grad(), self._session.guard.open():
+                total += self._loss(batch).item()
         self.forward_passes += 1
         return self._mean(total / len(self._batches))
 
@@ -137,14 +128,17 @@ class StepTrials:
             lr: of the first group; the others keep their proportions.
         """
         assert self._kept is not None, "prepare() comes first"
+        moved = self._session.moved
         try:
             self.step(lr)
             if math.isnan(self._slope):
+                self._put_gradients_back()
                 self._slope = self._measure_slope(lr)
             loss = self.loss_now()
         finally:
             self._kept.restore()
-            torch.clear_autocast_cache()
+            self._put_gradients_back()
+            self._session.moved = moved
         return loss if math.isfinite(loss) else math.inf
 
     def slope(self) -> float:
@@ -153,8 +147,9 @@ class StepTrials:
 
     def step(self, lr: float) -> None:
         """Make the step, and leave it made."""
+        self._session.moved = True
         set_learning_rate(self._optimizer, self._rates, lr)
-        with self._guard.open():
+        with self._session.guard.open():
             self._optimizer.step()
 
     def before(self, weight: Tensor) -> Tensor:
@@ -162,19 +157,87 @@ class StepTrials:
         assert self._kept is not None, "prepare() comes first"
         return self._kept.copy_of(weight)
 
+    def noise(self, loss: float) -> float:
+        """Return the difference below which losses of this size are not told apart.
+
+        Losses are computed in float32 or better, whatever the weights are, and then rounded to what loss_fn returns.
+        """
+        dtypes = [weight.dtype for weight in self._everything if weight.is_floating_point()]
+        computed = max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+        return max(8 * min(computed, torch.finfo(torch.float32).eps), self._rounding) * abs(loss)
+
+    def _backward(self, batches: Sequence[Any]) -> float:
+        """Leave the gradient in `.grad`, not clipped yet; return the loss."""
+        self._batches = list(batches)
+        for weight in self._everything:
+            weight.grad = None
+        total = 0.0
+        for batch in self._batches:
+            with self._apart(), torch.enable_grad(), self._session.guard.open():
+                loss = self._loss(batch)
+                if not loss.requires_grad:
+                    raise ValueError(
+                        "the loss has no gradient: it depends on no weight that requires one, or loss_fn computes it "
+                        "under no_grad or detaches it"
+                    )
+                # Of a loss that is not finite nothing can be learned; but all processes have to go on alike.
+                (loss * (self._scale / len(self._batches))).backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        self.forward_passes += 1
+        self.backward_passes += 1
+        gradients = [weight.grad for weight in self._everything if weight.grad is not None]
+        if self._scale != 1.0 and gradients:
+            torch._foreach_mul_([local(gradient) for gradient in gradients], 1 / self._scale)
+        return self._mean(total / len(self._batches))
+
+    def _loss(self, batch: Any) -> Tensor:
+        """Call loss_fn, with a batch of which it may take things out."""
+        torch.clear_autocast_cache()  # casts of the weights before a step
+        given = copy.copy(batch) if isinstance(batch, MutableMapping | list) else batch
+        loss = self._loss_fn(self._model, given)
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"loss_fn must return a scalar tensor, got {type(loss).__name__}; return its loss, as in "
+                f"lambda model, batch: model(**batch).loss"
+            )
+        if loss.numel() != 1 or not loss.is_floating_point():
+            raise ValueError(
+                f"loss_fn must return a real scalar, got {loss.dtype} of shape {tuple(loss.shape)}; take its mean"
+            )
+        self._rounding = torch.finfo(loss.dtype).eps
+        return loss.reshape(())
+
+    def _clip(self) -> None:
+        self._clipping = 1.0
+        if self._max_grad_norm is not None:
+            norm = float(whole(torch.nn.utils.clip_grad_norm_(self._session.weights, self._max_grad_norm)))
+            self._clipping = min(1.0, self._max_grad_norm / (norm + 1e-6))
+
+    def _put_gradients_back(self) -> None:
+        """Undo what the optimizer did to gradients: some write to them, some let go of them."""
+        for weight, gradient in self._gradients:
+            weight.grad = gradient
+        self._kept_gradients.restore()
+
     def _check_gradient(self) -> None:
         """Raise unless there is a gradient to follow."""
-        with_gradient = [weight for weight in self._weights if weight.grad is not None]
-        if not with_gradient:
+        named = [
+            (self._names.get(id(weight), f"weight {index} of the optimizer"), weight)
+            for index, weight in enumerate(self._session.weights)
+            if weight.grad is not None
+        ]
+        if not named:
             raise ValueError(
                 "no weight of the optimizer has a gradient: the optimizer holds other parameters than loss_fn uses, "
                 "or all of them are frozen"
             )
-        named = [(self._names.get(id(weight), "an unnamed weight"), weight) for weight in with_gradient]
-        if (bad := first_nonfinite_gradient(named)) is not None:
-            raise ValueError(f"the gradient of {bad} is not finite before any step; the loss is finite")
-        parts = [(local(w.grad) != 0).any().double().reshape(1) for w in with_gradient if w.grad is not None]
-        if not any(row[0] for row in whole_sums(parts, with_gradient)):
+        sizes = gradient_norms(named)
+        if bad := [name for name, size in sizes.items() if name and not math.isfinite(size)]:
+            scaled = f"; the loss scale {self._scale:g} may be too large for it" if self._scale != 1.0 else ""
+            raise ValueError(
+                f"the gradient of {bad[0]} is not finite before any step, though the loss is{scaled}"
+            )
+        if sizes[""] == 0:
             raise ValueError(
                 "the loss is constant: its gradient is exactly 0 for every weight of the optimizer, so that no step "
                 "changes it; check the initial weights (all zero?) and loss_fn"
@@ -183,25 +246,29 @@ class StepTrials:
     @torch.no_grad()
     def _measure_slope(self, lr: float) -> float:
         moved, parts = [], []
-        for weight in self._weights:
-            if weight.grad is None:
-                continue
-            change = local(weight).double() - self.before(weight).double()
-            parts.append((change * self.before(weight.grad).double()).sum().reshape(1))
+        for weight, _ in self._gradients:
+            change = as_real(local(weight)).double() - as_real(self.before(weight)).double()
+            gradient = as_real(local_gradient(weight))
+            parts.append((change * gradient.double()).sum().reshape(1))
             moved.append(weight)
-        return math.fsum(row[0] for row in whole_sums(parts, moved)) / lr
+        return math.fsum(row[0] for row in whole_sums(parts, moved)) / lr / self._clipping
+
+    def _apart(self) -> AbstractContextManager[None]:
+        """Keep a pass from changing the next one."""
+        return undisturbed(self._model, evaluate=False) if self._same_draws else nullcontext()
 
     def _mean(self, loss: float) -> float:
         """Average over processes that see different batches, so that all decide alike."""
-        if not (self._gathers and dist.is_initialized()):
-            return loss
-        group = self._model.process_group if isinstance(self._model, DistributedDataParallel) else None
-        device = next(local(weight).device for weight in self._everything)
-        total = torch.tensor(
-            loss, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
-        )
-        dist.all_reduce(total, group=group)
-        return total.item() / dist.get_world_size(group)
+        for group in self._groups:
+            device = next(local(weight).device for weight in self._everything)
+            if dist.get_backend(group) == "nccl":
+                device = torch.device("cuda")
+            total = torch.tensor(
+                loss, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+            )
+            dist.all_reduce(total, group=group)
+            loss = total.item() / dist.get_world_size(group)
+        return loss
 
 
 def learning_rate(optimizer: Optimizer) -> float:
@@ -239,12 +306,12 @@ def _proportions(optimizer: Optimizer) -> list[float]:
     return rates
 
 
-def _scalar(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"loss_fn must return a scalar tensor, got {type(loss).__name__}; return its loss, as in "
-            f"lambda model, batch: model(**batch).loss"
-        )
-    if loss.numel() != 1:
-        raise ValueError(f"loss_fn must return a scalar, got shape {tuple(loss.shape)}; take its mean")
-    return loss.reshape(())
+def _groups_of_losses(model: nn.Module, weights: Sequence[Tensor]) -> list[Any]:
+    """Return the process groups whose members may see different batches."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return []
+    replicas = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    groups = [module.process_group for module in replicas]
+    meshes = dict.fromkeys(cast(Any, weight).device_mesh for weight in weights if is_dtensor(weight))
+    groups += [mesh.get_group(axis) for mesh in meshes for axis in range(mesh.ndim) if mesh.size(axis) > 1]
+    return list(dict.fromkeys(groups))
