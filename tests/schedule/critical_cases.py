@@ -102,14 +102,14 @@ def rise(model, optimizer, loss_fn, batch, lr):
     return (after if math.isfinite(after) else math.inf) - before
 
 
-def crossings(model, optimizer, loss_fn, batch, *, lowest, highest, points=200):
+def crossings(model, optimizer, loss_fn, batch, *, lowest, highest, points=50):
     """Return all learning rates at which a step begins to raise the loss: on a grid, and then by bisection."""
     grid = torch.logspace(math.log10(lowest), math.log10(highest), points).tolist()
     signs = [rise(model, optimizer, loss_fn, batch, lr) >= 0 for lr in grid]
     found = []
     for low, high, before, after in zip(grid, grid[1:], signs, signs[1:], strict=False):
         if after and not before:
-            for _ in range(40):
+            for _ in range(15):
                 middle = math.sqrt(low * high)
                 if rise(model, optimizer, loss_fn, batch, middle) >= 0:
                     high = middle

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from warmfree.advice.agreement import agreed, of_all_processes
 from warmfree.advice.evidence import Evidence, gather_evidence, plain_values
 from warmfree.advice.rehearsal import Stage
 from warmfree.advice.replacement import Replacement, replacement_for
@@ -28,7 +29,9 @@ from warmfree.advice.verdict import (
     rehearse as rehearse_beginnings,
 )
 from warmfree.advice.wording import doubts_of, reasons_of, summary_of
-from warmfree.measure.unchanged import unchanged
+from warmfree.measure.guard import Guard
+from warmfree.measure.unchanged import bare, unchanged
+from warmfree.measure.undisturbed import undisturbed
 from warmfree.schedule.critical import LossFn, critical_lr
 from warmfree.schedule.critical.batches import first_batches
 from warmfree.schedule.critical.critical import check_trainable
@@ -41,6 +44,7 @@ Kind = Literal["no warmup", "warmup", "replace", "unknown"]
 Confidence = Literal["high", "medium", "low"]
 
 _SEARCHES = 3  # steps along which the critical learning rate is looked for
+_LARGEST = 100.0  # of the learning rate: no step beyond it is tried
 _BATCH_MEMORY = 2**30  # bytes of batches that are held for the rehearsal
 
 
@@ -119,9 +123,11 @@ def advise(
     """Say whether a run needs warmup, how much, or which optimizer would need none.
 
     Gathers the evidence, derives a warmup from it (see `verdict`), and rehearses: makes the first 100 to 200 steps of
-    the run (a quarter of a short one) with several warmups and with AdamW2 in place of AdamW, and compares the losses.
+    the run (half of a short one) with several warmups and with AdamW2 in place of AdamW, and compares the losses.
     Everything is undone: model, optimizer, random numbers and data are as before, to the last bit (see `critical_lr`
-    for what that covers and what it costs in memory).
+    for what that covers and what it costs in memory; the replacement's state comes on top).
+
+    With DistributedDataParallel and FSDP2 all processes call this with their own batches, and get the same verdict.
 
     Args:
         model: as it will be trained, at its initial weights (or those that the run starts from), in training mode.
@@ -134,7 +140,8 @@ def advise(
         accumulate: micro-batches that a step adds up, >= 1.
         max_grad_norm: the l2 norm to which training clips gradients; None if it does not.
         scaler: the GradScaler of float16 training.
-        rehearse: False for evidence alone: a few passes instead of up to six times the rehearsal's steps.
+        rehearse: False for evidence alone: a few passes instead of up to six times the rehearsal's steps. Runs of less
+            than 4 steps are not rehearsed.
         on_progress: told in words what is being done.
 
     Returns:
@@ -152,6 +159,7 @@ def advise(
         >>> advice = advise(model, loss_fn, batches, optimizer, steps=100, batch_size=16)
         >>> advice.verdict, advice.warmup_steps
         ('no warmup', 0)
+        >>> scheduler = advice.schedule(optimizer)
 
     Reference: Kalra & Barkeshli 2024 and Kosson et al. 2024 for the quantities; the rules are ours (docs/advice.md).
     """
@@ -162,25 +170,26 @@ def advise(
     check_trainable(model, optimizer)
     lr = learning_rate(optimizer)
     length = rehearsal_length(steps)
+    rehearse = rehearse and length > 1  # one step shows nothing
 
     def tell(what: str) -> None:
         if on_progress is not None:
             on_progress(what)
 
-    with unchanged(model, optimizer) as session:
-        tell("reading batches")
-        with session.guard.open():
-            found = first_batches(
-                batches,
-                accumulate * max(length if rehearse else 0, _SEARCHES),
-                at_least=accumulate,
-                memory=_BATCH_MEMORY,
-            )
-    number = len(found) // accumulate
+    tell("reading batches")
+    with Guard() as guard, undisturbed(bare(model), evaluate=False), guard.open():
+        found = first_batches(
+            batches,
+            accumulate * max(length if rehearse else 0, _SEARCHES),
+            at_least=accumulate,
+            memory=_BATCH_MEMORY,
+        )
+    number = min(of_all_processes(len(found) // accumulate, model, optimizer))
+    found = found[: number * accumulate]
     tell("looking for the critical learning rate")
     options: dict[str, Any] = {"accumulate": accumulate, "max_grad_norm": max_grad_norm, "scaler": scaler}
     critical = critical_lr(
-        model, loss_fn, found, optimizer, num_steps=min(number, _SEARCHES), max_lr=100 * lr, **options
+        model, loss_fn, found, optimizer, num_steps=min(number, _SEARCHES), max_lr=_LARGEST * lr, **options
     )
     evidence = gather_evidence(
         model,
@@ -193,21 +202,21 @@ def advise(
         on_progress=on_progress,
         **options,
     )
+    evidence = agreed(evidence, model, optimizer)
     excess = measure_excess(evidence)
     derived = derived_warmup(excess.value, momentum_memory(optimizer), steps=steps)
-    start = 1.0 if math.isnan(excess.value) else 1 / excess.value
-    start = start if start < 1 else 0.0
-    alternative = replacement_for(optimizer, model)
-    choice: Choice | None = None
+    # From more than half, a warmup would hardly be one, and its rehearsal would say nothing.
+    start = 1 / excess.value if excess.value >= 2 else 0.0
+    alternative, choice = None, None
     if rehearse:
-        steps_of_batches = [found[k * accumulate : (k + 1) * accumulate] for k in range(number)]
+        alternative = replacement_for(optimizer, bare(model))
         with unchanged(model, optimizer) as session:
             stage = Stage(
                 session,
                 model,
                 loss_fn,
                 optimizer,
-                steps_of_batches,
+                [found[first : first + accumulate] for first in range(0, len(found), accumulate)],
                 length=length,
                 max_grad_norm=max_grad_norm,
                 scaler=scaler,
@@ -219,7 +228,7 @@ def advise(
                 start=start,
                 length=length,
                 steps=steps,
-                replacement=None if alternative is None else alternative.build(),
+                replacement=None if alternative is None else alternative.build,
             )
             evidence = replace(evidence, rehearsal=stage.result())
     return _advice(
@@ -268,9 +277,9 @@ def _advice(
         optimizer=type(optimizer).__name__,
         replacement=replacement,
         warmup_if_kept=kept,
-        confidence=_confidence(verdict, evidence, excess, choice),
+        confidence=_confidence(verdict, warmup, evidence, excess, choice),
         reasons=reasons_of(evidence, excess, choice, derived=derived, lr=lr),
-        doubts=doubts_of(evidence, choice, steps=steps),
+        doubts=doubts_of(evidence, choice, warmup=kept or warmup, steps=steps, peak=_peak(optimizer)),
         evidence=evidence,
         seconds=time.perf_counter() - since,
     )
@@ -289,12 +298,20 @@ def _decide(choice: Choice | None, excess: Excess, derived: int) -> tuple[Kind, 
     return ("warmup", choice.warmup.warmup) if choice.warmup.warmup else ("no warmup", 0)
 
 
-def _confidence(verdict: Kind, evidence: Evidence, excess: Excess, choice: Choice | None) -> Confidence:
+def _confidence(
+    verdict: Kind, warmup: int, evidence: Evidence, excess: Excess, choice: Choice | None
+) -> Confidence:
     if verdict == "unknown" or choice is None:
         return "low"
     rehearsal = evidence.rehearsal
     assert rehearsal is not None
     agrees = (verdict == "no warmup") == (excess.value <= 1.0)
-    if choice.clear and rehearsal.repeated <= 1 and agrees:
+    if choice.clear and rehearsal.repeated <= 1 and warmup <= rehearsal.length and agrees:
         return "high"
     return "medium" if choice.clear or rehearsal.repeated <= 1 else "low"
+
+
+def _peak(optimizer: Optimizer) -> float:
+    """Return the largest learning rate that a scheduler has noted down; 0 without one."""
+    group = optimizer.param_groups[0]
+    return max(float(group.get(name, 0.0)) for name in ("initial_lr", "max_lr"))

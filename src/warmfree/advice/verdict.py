@@ -21,7 +21,7 @@ a margin of the best one's is advised. If that is a long one, and AdamW2 without
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
@@ -82,11 +82,11 @@ def momentum_memory(optimizer: Optimizer) -> float:
 
 
 def rehearsal_length(steps: int) -> int:
-    """Return how many steps to rehearse: a tenth of the run, 100 to 200, and no more than a quarter of it.
+    """Return how many steps to rehearse: a tenth of the run, 100 to 200, and no more than half of it.
 
     Less than 100 are too few to see what AdamW2 does: its bound lets a small initial matrix grow by 5 % a step.
     """
-    return min(max(steps // 10, 100), 200, max(steps // 4, 1))
+    return min(max(steps // 10, 100), 200, max(steps // 2, 1))
 
 
 def derived_warmup(excess: float, memory: float, *, steps: int) -> int:
@@ -101,7 +101,10 @@ def derived_warmup(excess: float, memory: float, *, steps: int) -> int:
         >>> derived_warmup(3.0, 10.0, steps=600), derived_warmup(1.0, 10.0, steps=600)
         (20, 0)
     """
-    return 0 if math.isnan(excess) else min(round((excess - 1) * memory), round(LONGEST * steps))
+    if math.isnan(excess):
+        return 0
+    found = round(min((excess - 1) * memory, LONGEST * steps))
+    return found if found > 1 else 0  # the one step of a warmup of 1 is at the full learning rate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +125,13 @@ class Choice:
 
 
 def rehearse(
-    stage: Stage, derived: int, *, start: float, length: int, steps: int, replacement: Optimizer | None
+    stage: Stage,
+    derived: int,
+    *,
+    start: float,
+    length: int,
+    steps: int,
+    replacement: Callable[[], Optimizer] | None,
 ) -> Choice:
     """Rehearse beginnings until it is clear which one to advise.
 
@@ -132,38 +141,39 @@ def rehearse(
         start: multiple of the learning rate at which a warmup starts.
         length: of the rehearsal.
         steps: of the run.
-        replacement: an optimizer to try without warmup where the run's own needs one; None if there is none.
+        replacement: builds an optimizer to try without warmup where the run's own needs one; None if there is none.
     """
-    longest = max(round(LONGEST * steps), 1)
+    longest, before = round(LONGEST * steps), stage.initial_loss()
     own = [stage.rehearse()]
 
     def try_warmups(*warmups: float) -> None:
         tried = {one.warmup for one in own}
-        new = sorted({min(max(round(one), 1), longest) for one in warmups} - tried)
-        own.extend([stage.rehearse(warmup=warmup, start=start) for warmup in new])
+        new = {min(round(one), longest) for one in warmups} - tried
+        own.extend([stage.rehearse(warmup=warmup, start=start) for warmup in sorted(new) if warmup > 1])
 
     try_warmups(derived or length / 3, length)
     other = None
-    if not _within(own[0], own, MARGIN):
+    if not (_falls(own, before) and _within(own[0], own, MARGIN, before)):
         if replacement is not None:
-            other = stage.rehearse(optimizer=replacement)
+            other = stage.rehearse(build=replacement)
         try_warmups((derived or length / 3) / 3, 3 * length)
-    return choose(own, other, steps=steps)
+    return choose(own, other, before=before, steps=steps)
 
 
-def choose(own: Sequence[Rehearsed], other: Rehearsed | None, *, steps: int) -> Choice:
+def choose(own: Sequence[Rehearsed], other: Rehearsed | None, *, before: float, steps: int) -> Choice:
     """Choose among beginnings.
 
     Args:
         own: candidates with the run's own optimizer, the first of them without warmup.
         other: the replacement's.
+        before: loss of the same batches before any step.
         steps: of the run.
     """
     everyone = [*own, *([other] if other is not None else [])]
     best = min(everyone, key=lambda one: one.loss)
-    if not best.loss < own[0].losses[0]:
+    if not _falls(everyone, before):
         return Choice(best=None, warmup=None, replaces=False, clear=False)
-    decisions = [_decide(own, other, everyone, steps, margin) for margin in (MARGIN, MARGIN / 2, 2 * MARGIN)]
+    decisions = [_decide(own, other, before, steps, margin) for margin in (MARGIN, MARGIN / 2, 2 * MARGIN)]
     warmup, replaces = decisions[0]
     return Choice(
         best=best, warmup=warmup, replaces=replaces, clear=all(one == decisions[0] for one in decisions)
@@ -171,20 +181,22 @@ def choose(own: Sequence[Rehearsed], other: Rehearsed | None, *, steps: int) -> 
 
 
 def _decide(
-    own: Sequence[Rehearsed],
-    other: Rehearsed | None,
-    everyone: Sequence[Rehearsed],
-    steps: int,
-    margin: float,
+    own: Sequence[Rehearsed], other: Rehearsed | None, before: float, steps: int, margin: float
 ) -> tuple[Rehearsed | None, bool]:
-    good = [one for one in own if _within(one, everyone, margin)]
+    everyone = [*own, *([other] if other is not None else [])]
+    good = [one for one in own if _within(one, everyone, margin, before)]
     shortest = min(good, key=lambda one: one.warmup, default=None)
-    replaces = other is not None and _within(other, everyone, margin)
+    replaces = other is not None and _within(other, everyone, margin, before)
     cheap = shortest is not None and shortest.warmup <= CHEAP * steps
     return shortest, replaces and not cheap
 
 
-def _within(one: Rehearsed, everyone: Sequence[Rehearsed], margin: float) -> bool:
+def _falls(everyone: Sequence[Rehearsed], before: float) -> bool:
+    """Return whether any candidate lowered the loss."""
+    return min(one.loss for one in everyone) < before
+
+
+def _within(one: Rehearsed, everyone: Sequence[Rehearsed], margin: float, before: float) -> bool:
     """Return whether a candidate's loss has fallen as far as the best one's, up to a margin of that."""
     best = min(other.loss for other in everyone)
-    return one.loss <= best + margin * max(one.losses[0] - best, 0.0)
+    return one.loss <= best + margin * max(before - best, 0.0)

@@ -6,10 +6,11 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 __all__ = ["first_batches"]
 
@@ -46,7 +47,7 @@ def first_batches(
         )
     least = number if at_least is None else at_least
     found: list[Any] = []
-    with _generators_of(batches):
+    with _as_it_was(batches):
         source = _copy(batches) if isinstance(batches, _COPYABLE) else batches
         held = 0
         if number > 0:
@@ -59,7 +60,7 @@ def first_batches(
         warnings.warn(
             f"batches is an iterator, which cannot be rewound: {len(found)} were taken from it; pass the DataLoader or "
             f"a list to leave your data where it is",
-            stacklevel=4,
+            stacklevel=3,
         )
     if len(found) < least:
         raise ValueError(
@@ -89,14 +90,25 @@ def _copy(iterator: Any) -> Any:
 
 
 @contextmanager
-def _generators_of(loader: Any) -> Iterator[None]:
-    """Keep the generators that a DataLoader draws from."""
+def _as_it_was(loader: Any) -> Iterator[None]:
+    """Keep the generators that a DataLoader draws from, its workers, and what Accelerate notes of it."""
     sampler = getattr(loader, "sampler", None)
     holders = (loader, sampler, getattr(getattr(loader, "batch_sampler", None), "sampler", None))
     found = [getattr(holder, "generator", None) for holder in holders]
     held = [(one, one.get_state()) for one in found if isinstance(one, torch.Generator)]
+    # Persistent workers have one iterator, which each iteration starts anew: that of a loop which is under way, too.
+    is_loader = isinstance(loader, DataLoader)
+    running = loader._iterator if is_loader else None
+    noted = getattr(loader, "gradient_state", None)
+    references = list(getattr(noted, "dataloader_references", ()))
     try:
+        if is_loader:
+            loader._iterator = None
         yield
     finally:
         for generator, state in held:
             generator.set_state(state)
+        if is_loader:
+            loader._iterator = running
+        if references:
+            cast(Any, noted).dataloader_references = references

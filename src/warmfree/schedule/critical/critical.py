@@ -28,7 +28,6 @@ __all__ = ["check_trainable", "critical_lr", "search_step"]
 
 # delta of algorithm 2: Kalra & Barkeshli 2024 take 0.1 for SGD and about 0.01 for Adam.
 _TOLERANCE_SGD, _TOLERANCE = 0.1, 0.01
-_OVERHEAD = 2  # passes before the first trial: the gradient's, and the loss without one
 _FULL_PRECISION = 1e-4  # relative difference of two passes that ought to be equal
 _HALF_PRECISION = 2e-2
 
@@ -117,6 +116,7 @@ def critical_lr(
         start=start,
         max_lr=max_lr,
         max_passes=max_passes,
+        max_grad_norm=max_grad_norm,
     )
     check_trainable(model, optimizer)
     target = learning_rate(optimizer)
@@ -198,8 +198,13 @@ def search_step(
         tolerance=tolerance,
         noise=trials.noise(initial_loss),
         max_lr=max_lr,
-        max_trials=max_passes - _OVERHEAD,
+        max_trials=max_passes - (trials.forward_passes - passes),
     )
+    if found.outcome == "none" and math.isnan(found.slope):
+        raise ValueError(
+            f"the optimizer's step moves no weight at learning rates up to {found.trials[-1].lr:.3g}: if its first "
+            f"steps only prepare its state, search after them"
+        )
     return Search(
         outcome=found.outcome,
         lr=found.lr,
@@ -250,6 +255,7 @@ def _check_options(
     start: float | None,
     max_lr: float | None,
     max_passes: int,
+    max_grad_norm: float | None,
 ) -> None:
     for name, count, least in (
         ("num_steps", num_steps, 1),
@@ -263,6 +269,7 @@ def _check_options(
         ("tolerance", tolerance),
         ("start", start),
         ("max_lr", max_lr),
+        ("max_grad_norm", max_grad_norm),
     ):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be > 0 and finite, got {value!r}")
@@ -275,5 +282,5 @@ def _check_deterministic(first: float, second: float, session: Session) -> None:
         raise NonDeterministicLossError(
             f"loss_fn is not deterministic: {first:.7g} and {second:.7g} on the same batch with the same weights and "
             f"random numbers of torch, Python and NumPy's global state. Seed other generators inside loss_fn, and let "
-            f"it neither count calls nor draw its own data"
+            f"it neither count calls, nor draw its own data, nor write to the batch"
         )

@@ -24,8 +24,9 @@ __all__ = ["find_critical"]
 _GROWTH = 4.0  # without better knowledge, and its square where that was not enough, and so on
 _LARGEST_GROWTH = 16.0
 _LARGEST_SHRINKING = 256.0
-_LEAST = 1.4  # after a guess that missed the crossing
+_LEAST = 1.3  # for each guess that missed the crossing
 _SMALLEST_UPHILL = 1e-3  # of the first learning rate: the slope is upward, and so is the loss down to here
+_LARGEST = 1e9  # of the first learning rate: if the loss still falls, it will go on so
 
 
 def find_critical(
@@ -44,7 +45,7 @@ def find_critical(
 
     Args:
         loss_at: tries a step with a learning rate; returns the loss, inf if it is not finite.
-        slope_of: derivative of the loss by the learning rate at 0; asked after the first trial.
+        slope_of: derivative of the loss by the learning rate at 0; asked after a trial until it is not nan.
         initial_loss: before the step.
         start: first learning rate tried, > 0.
         precision: the bracket's ends are no more than this fraction apart.
@@ -72,20 +73,20 @@ def find_critical(
         (0.2, 3)
     """
     line = _Line(initial_loss, precision=precision, tolerance=tolerance * abs(initial_loss), noise=noise)
-    lr = min(start, max_lr)
+    lr, largest = min(start, max_lr), min(start * _LARGEST, max_lr)
     while len(line.trials) < max_trials:
         loss = loss_at(lr)
-        if not line.trials:
+        if math.isnan(line.slope):
             line.slope = slope_of()
         line.add(Trial(lr=lr, loss=loss))
         if line.low is None:
-            if not line.slope < 0 and lr <= start * _SMALLEST_UPHILL:
+            if line.slope >= 0 and lr <= start * _SMALLEST_UPHILL:
                 break
             lr = line.below()
         elif line.high is None:
-            if line.low.lr >= max_lr:
+            if line.low.lr >= largest:
                 break
-            lr = min(line.above(), max_lr)
+            lr = min(line.above(), largest)
         elif line.is_closed():
             break
         else:
@@ -123,7 +124,7 @@ class _Line:
     def add(self, trial: Trial) -> None:
         """Take in a trial; where the loss stays (a step below rounding) the slope decides whether it falls."""
         self.trials.append(trial)
-        if trial.loss - self.initial_loss > (self.noise if self.slope < 0 else -self.noise):
+        if trial.loss - self.initial_loss > (-self.noise if self.slope >= 0 else self.noise):
             self.high = trial
         else:
             self.low = trial
@@ -136,7 +137,7 @@ class _Line:
         low, high = self._bracket()
         # Where the loss is a cliff, no bracket that can be told apart may be gentle enough.
         gentle = high.loss <= self.initial_loss + self.tolerance + self.noise
-        return self._is_narrow() and (gentle or high.lr <= low.lr * (1 + self.precision / 16))
+        return self._is_narrow() and (gentle or high.lr <= low.lr * (1 + self.precision / 4))
 
     def below(self) -> float:
         """Return the next learning rate where none is known to be safe."""
@@ -144,7 +145,7 @@ class _Line:
         count, guess = len(self.trials), self._guess()
         if guess is None:
             return self.high.lr / min(_GROWTH**count, _LARGEST_SHRINKING)
-        largest = self.high.lr / (1 + self.precision if count == 1 else _LEAST)
+        largest = self.high.lr / max(1 + self.precision, _LEAST ** (count - 1))
         return min(max(guess / self._aside, self.high.lr / _LARGEST_SHRINKING), largest)
 
     def above(self) -> float:
@@ -153,7 +154,7 @@ class _Line:
         count, guess = len(self.trials), self._guess()
         if guess is None:
             return self.low.lr * min(_GROWTH**count, _LARGEST_GROWTH)
-        smallest = self.low.lr * (1 + self.precision if count == 1 else _LEAST)
+        smallest = self.low.lr * max(1 + self.precision, _LEAST ** (count - 1))
         return min(max(guess * self._aside, smallest), self.low.lr * _LARGEST_GROWTH)
 
     def inside(self) -> float:

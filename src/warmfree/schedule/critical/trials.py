@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -20,9 +20,16 @@ from warmfree.measure.real import as_real
 from warmfree.measure.sums import whole_sums
 from warmfree.measure.unchanged import Session, bare
 from warmfree.measure.undisturbed import undisturbed
-from warmfree.optim.sharding import is_dtensor, local, local_gradient, whole
+from warmfree.optim.sharding import is_dtensor, local, local_gradient
 
-__all__ = ["LossFn", "NonDeterministicLossError", "StepTrials", "learning_rate", "set_learning_rate"]
+__all__ = [
+    "LossFn",
+    "NonDeterministicLossError",
+    "StepTrials",
+    "groups_of_losses",
+    "learning_rate",
+    "set_learning_rate",
+]
 
 LossFn = Callable[[nn.Module, Any], Tensor]
 
@@ -71,7 +78,7 @@ class StepTrials:
         self._everything = list({id(p): p for p in (*model.parameters(), *session.weights)}.values())
         self._names = {id(weight): name for name, weight in bare(model).named_parameters()}
         self._rates = _proportions(optimizer)
-        self._groups = _groups_of_losses(model, self._everything)
+        self._groups = groups_of_losses(model, self._everything)
         self._batches: Sequence[Any] = ()
         self._kept: Kept | None = None
         self._gradients: list[tuple[Tensor, Tensor]] = []
@@ -96,8 +103,9 @@ class StepTrials:
                 f"the loss is {loss_before} before any step: nothing can be searched; check the batches, the initial "
                 f"weights and loss_fn"
             )
-        self._check_gradient()
-        self._clip()
+        sizes = gradient_norms(self._named_gradients())
+        self._check(sizes)
+        self._clip(sizes)
         self._gradients = [
             (weight, weight.grad) for weight in self._session.weights if weight.grad is not None
         ]
@@ -109,7 +117,8 @@ class StepTrials:
     def gradient(self, batches: Sequence[Any]) -> float:
         """Leave the gradient of a step in `.grad`, as training would; return the loss, finite or not."""
         loss = self._backward(batches)
-        self._clip()
+        if self._max_grad_norm is not None:
+            self._clip(gradient_norms(self._named_gradients()))
         return loss
 
     def loss_now(self) -> float:
@@ -142,7 +151,7 @@ class StepTrials:
         return loss if math.isfinite(loss) else math.inf
 
     def slope(self) -> float:
-        """Return the derivative of the loss by the learning rate along the first step that was tried."""
+        """Return the derivative of the loss by the learning rate along the first step that moved; nan before it."""
         return self._slope
 
     def step(self, lr: float) -> None:
@@ -185,9 +194,7 @@ class StepTrials:
             total += loss.item()
         self.forward_passes += 1
         self.backward_passes += 1
-        gradients = [weight.grad for weight in self._everything if weight.grad is not None]
-        if self._scale != 1.0 and gradients:
-            torch._foreach_mul_([local(gradient) for gradient in gradients], 1 / self._scale)
+        self._scale_gradients(self._everything, 1 / self._scale)
         return self._mean(total / len(self._batches))
 
     def _loss(self, batch: Any) -> Tensor:
@@ -207,11 +214,25 @@ class StepTrials:
         self._rounding = torch.finfo(loss.dtype).eps
         return loss.reshape(())
 
-    def _clip(self) -> None:
+    def _named_gradients(self) -> list[tuple[str, Tensor]]:
+        return [
+            (self._names.get(id(weight), f"weight {index} of the optimizer"), weight)
+            for index, weight in enumerate(self._session.weights)
+            if weight.grad is not None
+        ]
+
+    def _clip(self, sizes: Mapping[str, float]) -> None:
+        """Clip as torch's clip_grad_norm_ does, which takes no weights on several meshes."""
         self._clipping = 1.0
-        if self._max_grad_norm is not None:
-            norm = float(whole(torch.nn.utils.clip_grad_norm_(self._session.weights, self._max_grad_norm)))
-            self._clipping = min(1.0, self._max_grad_norm / (norm + 1e-6))
+        if self._max_grad_norm is not None and sizes:
+            self._clipping = min(self._max_grad_norm / (sizes[""] + 1e-6), 1.0)  # in this order nan stays nan
+            self._scale_gradients(self._session.weights, self._clipping)
+
+    @staticmethod
+    def _scale_gradients(weights: Sequence[Tensor], factor: float) -> None:
+        gradients = [local(weight.grad) for weight in weights if weight.grad is not None]
+        if factor != 1.0 and gradients:
+            torch._foreach_mul_(gradients, factor)
 
     def _put_gradients_back(self) -> None:
         """Undo what the optimizer did to gradients: some write to them, some let go of them."""
@@ -219,19 +240,13 @@ class StepTrials:
             weight.grad = gradient
         self._kept_gradients.restore()
 
-    def _check_gradient(self) -> None:
+    def _check(self, sizes: Mapping[str, float]) -> None:
         """Raise unless there is a gradient to follow."""
-        named = [
-            (self._names.get(id(weight), f"weight {index} of the optimizer"), weight)
-            for index, weight in enumerate(self._session.weights)
-            if weight.grad is not None
-        ]
-        if not named:
+        if not sizes:
             raise ValueError(
                 "no weight of the optimizer has a gradient: the optimizer holds other parameters than loss_fn uses, "
                 "or all of them are frozen"
             )
-        sizes = gradient_norms(named)
         if bad := [name for name, size in sizes.items() if name and not math.isfinite(size)]:
             scaled = f"; the loss scale {self._scale:g} may be too large for it" if self._scale != 1.0 else ""
             raise ValueError(
@@ -245,13 +260,16 @@ class StepTrials:
 
     @torch.no_grad()
     def _measure_slope(self, lr: float) -> float:
+        """Return the gradient along the step; nan of one that rounding took away, or that leads to infinity."""
         moved, parts = [], []
         for weight, _ in self._gradients:
             change = as_real(local(weight)).double() - as_real(self.before(weight)).double()
-            gradient = as_real(local_gradient(weight))
-            parts.append((change * gradient.double()).sum().reshape(1))
+            along = (change * as_real(local_gradient(weight)).double()).sum()
+            parts.append(torch.stack([along, change.abs().sum()]))
             moved.append(weight)
-        return math.fsum(row[0] for row in whole_sums(parts, moved)) / lr / self._clipping
+        rows = whole_sums(parts, moved)
+        slope = sum(row[0] for row in rows) / lr / self._clipping
+        return slope if math.isfinite(slope) and any(row[1] for row in rows) else math.nan
 
     def _apart(self) -> AbstractContextManager[None]:
         """Keep a pass from changing the next one."""
@@ -306,7 +324,7 @@ def _proportions(optimizer: Optimizer) -> list[float]:
     return rates
 
 
-def _groups_of_losses(model: nn.Module, weights: Sequence[Tensor]) -> list[Any]:
+def groups_of_losses(model: nn.Module, weights: Sequence[Tensor]) -> list[Any]:
     """Return the process groups whose members may see different batches."""
     if not (dist.is_available() and dist.is_initialized()):
         return []
