@@ -1,5 +1,6 @@
 """Learning-rate schedules, without warmup unless asked for, and where a warmup may start."""
 
+from warmfree.schedule.catapult import CatapultWarmup
 from warmfree.schedule.critical import (
     CriticalLR,
     NonDeterministicLossError,
@@ -44,6 +45,7 @@ from warmfree.schedule.smoothness import (
 
 __all__ = [
     "AdamDWarmup",
+    "CatapultWarmup",
     "Constant",
     "Cosine",
     "CriticalLR",
