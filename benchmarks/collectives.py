@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
         self.head_size = width // HEADS
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         layers = (self.query, self.key, self.value)
         parts = [layer(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for layer in layers]
         mixed = F.scaled_dot_product_attention(*parts, is_causal=True)

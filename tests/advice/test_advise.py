@@ -348,9 +348,12 @@ def test_a_scheduler_stays_where_it_is():
     assert not any("scheduler" in doubt for doubt in advice.doubts)
     optimizer.step()
     scheduler.step()
-    advice = ask(model, optimizer)
-    assert advice.lr == 1e-4
-    assert any("its scheduler's is 0.001" in doubt for doubt in advice.doubts)
+    assert ask(model, optimizer).lr == 1e-3  # the full one, not the tenth of it that the schedule is at
+    assert optimizer.param_groups[0]["lr"] == 1e-4
+    with pytest.raises(
+        ValueError, match=r"the advice is for learning rate 0\.5, the schedule would start from"
+    ):
+        advised("no warmup", lr=0.5).schedule(optimizer)
 
 
 def test_a_run_that_has_begun_has_no_replacement():
@@ -410,7 +413,7 @@ def test_models_and_optimizers_that_do_not_train_are_refused():
     with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer"):
         advise(model, loss_fn, batches(), model.parameters(), steps=STEPS, batch_size=16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    with pytest.raises(ValueError, match="learning rate must be > 0"):
+    with pytest.raises(ValueError, match="learning rates must be finite"):
         advise(model, loss_fn, batches(), optimizer, steps=STEPS, batch_size=16)
     model.eval()
     with pytest.raises(ValueError, match="in eval mode"):

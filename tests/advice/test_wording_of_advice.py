@@ -79,8 +79,8 @@ def reasons(found=None, *, lr=1e-3, choice=None, derived=0, **parts):
     return reasons_of(measured, measure_excess(measured), choice, derived=derived, lr=lr)
 
 
-def doubts(found=None, *, choice=None, warmup=0, steps=1000, peak=0.0, **parts):
-    return doubts_of(evidence(found, **parts), choice, warmup=warmup, steps=steps, peak=peak)
+def doubts(found=None, *, choice=None, warmup=0, steps=1000, **parts):
+    return doubts_of(evidence(found, **parts), choice, warmup=warmup, steps=steps)
 
 
 UPHILL = search(None, tried=(1e-3, 2e-6), outcome="uphill")
@@ -195,11 +195,7 @@ def test_doubts():
     assert doubts(rehearsal=rehearsal, choice=choice, steps=10_000) == (
         "Only 100 of 10000 steps were rehearsed: harm that shows later was not seen.",
     )
-    assert doubts(rehearsal=rehearsal, choice=choice, peak=1e-3) == ()
-    assert doubts(rehearsal=rehearsal, choice=choice, peak=4e-3) == (
-        "The optimizer is at learning rate 0.001, which was looked at, and its scheduler's is 0.004: to ask about that "
-        "one, set it before.",
-    )
+    assert doubts(rehearsal=rehearsal, choice=choice) == ()
     assert doubts(critical(1e-3, searches=AROUND), rehearsal=rehearsal, choice=choice) == (
         "The critical learning rate is above the target on some batches, and below it on others.",
     )
@@ -242,7 +238,6 @@ def test_all_of_them_are_sentences():
             rehearsal=rehearsal,
             choice=choice,
             steps=10**6,
-            peak=1.0,
             warmup=300,
             missing=["noise was not measured: there is one batch. "],
         ),

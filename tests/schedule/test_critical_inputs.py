@@ -94,7 +94,7 @@ NOT_A_SEARCH = {
         "needs a closure",
         {"optimizer": lambda m: Sharpening(m.parameters(), lr=0.1)},
     ),
-    "lr 0": (ValueError, "must be > 0", {"optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.0)}),
+    "lr 0": (ValueError, "not all 0", {"optimizer": lambda m: torch.optim.SGD(m.parameters(), lr=0.0)}),
     "no lr": (
         ValueError,
         "without a learning rate",
@@ -142,6 +142,13 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_changed(name):
 def test_an_optimizer_has_to_be_one():
     with pytest.raises(TypeError, match=r"must be a torch\.optim\.Optimizer, got SimpleOptimizer"):
         critical_lr(make_model(), squares, [make_batch()], type("SimpleOptimizer", (), {})())
+
+
+def test_flat_parameters_are_refused():
+    model = make_model()
+    model[0].weight._is_flat_param = True
+    with pytest.raises(TypeError, match="fully_shard"):
+        critical_lr(model, squares, [make_batch()], sgd(model))
 
 
 def test_layers_in_eval_mode_stay_there():

@@ -223,6 +223,30 @@ def test_an_optimizer_that_only_prepares_itself_is_told_to_step_first():
     assert search(model, squares, batches, optimizer).outcome == "found"
 
 
+class Careless(torch.optim.SGD):
+    """Writes to gradients, and lets go of them."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for weight in self.param_groups[0]["params"]:
+            weight.grad.mul_(-3)
+            weight.grad = None
+
+
+def test_what_an_optimizer_does_to_gradients_does_not_reach_the_next_trial():
+    model, batches = make_model(), make_batches(2)
+    careless = Careless(model.parameters(), lr=0.1, momentum=0.9)
+    plain = search(model, squares, batches, sgd(model, momentum=0.9), num_steps=2, tolerance=0.1)
+    found = search(model, squares, batches, careless, num_steps=2, tolerance=0.1)
+    # To rounding: how sums are split depends on where in memory tensors lie.
+    for one, other in zip(found.searches, plain.searches, strict=True):
+        assert [trial.lr for trial in one.trials] == pytest.approx(
+            [trial.lr for trial in other.trials], rel=1e-6
+        )
+        assert one.slope == pytest.approx(other.slope, rel=1e-9)
+
+
 def test_clipping_changes_the_unit_of_sgd_and_nothing_for_adam():
     model, batches = make_model(), make_batches()
     plain = search(model, squares, batches, sgd(model))
@@ -391,6 +415,20 @@ def test_weights_of_the_loss_take_part():
         lowest=1e-2,
         highest=1e2,
     )
+    assert found.lr == pytest.approx(exact[0], rel=1e-3)
+
+
+def test_a_loss_that_differentiates_within_itself():
+    model, (batch,) = make_model(), make_batches()
+
+    def with_penalty(model, batch):
+        with torch.enable_grad():
+            inputs = batch[0].clone().requires_grad_()
+            (slopes,) = torch.autograd.grad(model(inputs).sum(), inputs, create_graph=True)
+            return squares(model, batch) + slopes.square().mean()
+
+    found = search(model, with_penalty, [batch], sgd(model))
+    exact = crossings(model, sgd(model), with_penalty, batch, lowest=1e-2, highest=1e2)
     assert found.lr == pytest.approx(exact[0], rel=1e-3)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from warmfree.advice.agreement import agreed, of_all_processes
 from warmfree.advice.evidence import Evidence, gather_evidence, plain_values
+from warmfree.advice.full_lr import at_full_lr
 from warmfree.advice.rehearsal import Stage
 from warmfree.advice.replacement import Replacement, replacement_for
 from warmfree.advice.verdict import (
@@ -30,6 +31,7 @@ from warmfree.advice.verdict import (
 )
 from warmfree.advice.wording import doubts_of, reasons_of, summary_of
 from warmfree.measure.guard import Guard
+from warmfree.measure.momentum import unwrapped
 from warmfree.measure.unchanged import bare, unchanged
 from warmfree.measure.undisturbed import undisturbed
 from warmfree.schedule.critical import LossFn, critical_lr
@@ -97,10 +99,21 @@ class Advice:
         """Return the schedule that was advised: its warmup, the full learning rate, a linear cooldown.
 
         Args:
-            optimizer: the one to train with.
-            cooldown: its length in steps, or as a fraction of the run.
+            optimizer: the one to train with, at the learning rate `lr` and without another schedule.
+            cooldown: its length in steps, or as a fraction of the run; no more than the warmup leaves.
+
+        Raises:
+            ValueError: the optimizer has another learning rate.
         """
+        base = next((rate for rate in map(_base_lr, optimizer.param_groups) if rate > 0), 0.0)
+        if not math.isclose(base, self.lr, rel_tol=1e-6):
+            raise ValueError(
+                f"the advice is for learning rate {self.lr:g}, the schedule would start from {base:g}: make the "
+                f"optimizer anew at {self.lr:g}"
+            )
         start = self.start_lr / self.lr if self.warmup_steps else 0.0
+        left = self.steps - self.warmup_steps
+        cooldown = min(round(cooldown * self.steps) if isinstance(cooldown, float) else cooldown, left)
         return trapezoid(
             optimizer, steps=self.steps, warmup=self.warmup_steps, start=start, cooldown=cooldown
         )
@@ -134,7 +147,8 @@ def advise(
         loss_fn: `loss_fn(model, batch)` returns the scalar loss of a batch.
         batches: an iterable of batches, read from its start; best the first ones of the run, in their order. Up to
             1 GiB of them is held; fewer than the rehearsal has steps are used again and again.
-        optimizer: at the learning rate that the run is meant to reach.
+        optimizer: at the learning rate that the run is meant to reach; of one that a scheduler holds, the largest that
+            the scheduler speaks of counts.
         steps: optimizer steps of the run, >= 1.
         batch_size: samples (sequences, images) in an optimizer step, over all micro-batches and processes, >= 1.
         accumulate: micro-batches that a step adds up, >= 1.
@@ -168,15 +182,10 @@ def advise(
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be an int >= 1, got {count!r}")
     check_trainable(model, optimizer)
-    lr = learning_rate(optimizer)
     length = rehearsal_length(steps)
     rehearse = rehearse and length > 1  # one step shows nothing
-
-    def tell(what: str) -> None:
-        if on_progress is not None:
-            on_progress(what)
-
-    tell("reading batches")
+    if on_progress is not None:
+        on_progress("reading batches")
     with Guard() as guard, undisturbed(bare(model), evaluate=False), guard.open():
         found = first_batches(
             batches,
@@ -184,9 +193,43 @@ def advise(
             at_least=accumulate,
             memory=_BATCH_MEMORY,
         )
+    with at_full_lr(optimizer):
+        return _ask(
+            model,
+            loss_fn,
+            found,
+            optimizer,
+            steps=steps,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            max_grad_norm=max_grad_norm,
+            scaler=scaler,
+            rehearse=rehearse,
+            on_progress=on_progress,
+            since=since,
+        )
+
+
+def _ask(
+    model: nn.Module,
+    loss_fn: LossFn,
+    found: list[Any],
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    batch_size: int,
+    accumulate: int,
+    max_grad_norm: float | None,
+    scaler: torch.amp.GradScaler | None,
+    rehearse: bool,
+    on_progress: Callable[[str], None] | None,
+    since: float,
+) -> Advice:
+    lr, length = learning_rate(optimizer), rehearsal_length(steps)
     number = min(of_all_processes(len(found) // accumulate, model, optimizer))
     found = found[: number * accumulate]
-    tell("looking for the critical learning rate")
+    if on_progress is not None:
+        on_progress("looking for the critical learning rate")
     options: dict[str, Any] = {"accumulate": accumulate, "max_grad_norm": max_grad_norm, "scaler": scaler}
     critical = critical_lr(
         model, loss_fn, found, optimizer, num_steps=min(number, _SEARCHES), max_lr=_LARGEST * lr, **options
@@ -274,12 +317,12 @@ def _advice(
         lr=replacement.lr if verdict == "replace" and replacement is not None else lr,
         steps=steps,
         batch_size=batch_size,
-        optimizer=type(optimizer).__name__,
+        optimizer=type(unwrapped(optimizer)).__name__,
         replacement=replacement,
         warmup_if_kept=kept,
         confidence=_confidence(verdict, warmup, evidence, excess, choice),
         reasons=reasons_of(evidence, excess, choice, derived=derived, lr=lr),
-        doubts=doubts_of(evidence, choice, warmup=kept or warmup, steps=steps, peak=_peak(optimizer)),
+        doubts=doubts_of(evidence, choice, warmup=kept or warmup, steps=steps),
         evidence=evidence,
         seconds=time.perf_counter() - since,
     )
@@ -311,7 +354,6 @@ def _confidence(
     return "medium" if choice.clear or rehearsal.repeated <= 1 else "low"
 
 
-def _peak(optimizer: Optimizer) -> float:
-    """Return the largest learning rate that a scheduler has noted down; 0 without one."""
-    group = optimizer.param_groups[0]
-    return max(float(group.get(name, 0.0)) for name in ("initial_lr", "max_lr"))
+def _base_lr(group: Mapping[str, Any]) -> float:
+    """Return the learning rate that LambdaLR multiplies."""
+    return float(group.get("initial_lr", group["lr"]))

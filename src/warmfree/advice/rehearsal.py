@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from warmfree.measure.health import gradient_norms
+from warmfree.measure.momentum import unwrapped
 from warmfree.measure.unchanged import Session, bare
 from warmfree.measure.undisturbed import undisturbed
 from warmfree.schedule.critical.trials import LossFn, StepTrials, learning_rate
@@ -142,7 +143,7 @@ class Stage:
                 thrown away afterwards; None for the run's own.
         """
         optimizer = self._optimizer if build is None else build()
-        name = type(optimizer).__name__
+        name = type(unwrapped(optimizer)).__name__
         self._tell(f"rehearsing {self._length} steps of {name}, warmup {warmup or 'none'}")
         kept, moved = self._session.kept_of(self._optimizer), self._session.moved
         try:

@@ -81,9 +81,7 @@ def reasons_of(
     return tuple(found)
 
 
-def doubts_of(
-    evidence: Evidence, choice: Choice | None, *, warmup: int, steps: int, peak: float
-) -> tuple[str, ...]:
+def doubts_of(evidence: Evidence, choice: Choice | None, *, warmup: int, steps: int) -> tuple[str, ...]:
     """Return what keeps the advice from being certain.
 
     Args:
@@ -91,19 +89,14 @@ def doubts_of(
         choice: what the rehearsal shows; None without one.
         warmup: steps of warmup that the run's own optimizer is advised to have.
         steps: of the run.
-        peak: largest learning rate that a scheduler of the optimizer speaks of; 0 without one.
     """
     found = []
-    lr, rehearsal = evidence.critical.target, evidence.rehearsal
-    if lr < peak:
-        found.append(
-            f"The optimizer is at learning rate {lr:g}, which was looked at, and its scheduler's is "
-            f"{peak:g}: to ask about that one, set it before."
-        )
+    rehearsal = evidence.rehearsal
     if rehearsal is None:
         found.append("No steps were rehearsed: that the first step is safe, or not, is all that is known.")
     else:
         found += _of_rehearsal(rehearsal, choice, warmup=warmup, steps=steps)
+    lr = evidence.critical.target
     sides = {search.lr < lr for search in evidence.critical.searches if search.lr is not None}
     if len(sides) > 1:
         found.append(

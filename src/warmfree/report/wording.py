@@ -67,10 +67,11 @@ def count(number: int, noun: str) -> str:
     """Write a number with its noun, plural where it should be.
 
     Example:
-        >>> count(1, "seed"), count(3, "seed")
-        ('1 seed', '3 seeds')
+        >>> count(1, "seed"), count(3, "seed"), count(2, "pass")
+        ('1 seed', '3 seeds', '2 passes')
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def listing(items: Sequence[str]) -> str:

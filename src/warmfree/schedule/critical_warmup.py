@@ -6,7 +6,7 @@ at it, and keep its slope.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -88,7 +88,7 @@ class CriticalWarmup:
         start = min(_learning_rate(critical) / lr, 1.0)
         # 1000 * (1 - 0.7) is 300.00000000000006 and means 300.
         left = math.ceil(warmup * (1.0 - start) - 1e-9)
-        passes = 0 if isinstance(critical, int | float) else critical.forward_passes
+        passes = 0 if _is_number(critical) else cast(FoundCritical, critical).forward_passes
         return cls(
             warmup=left, start=start, saved=warmup - left, net_saved=warmup * start - passes / _PASSES_A_STEP
         )
@@ -142,11 +142,17 @@ def critical_warmup(
     return LambdaLR(optimizer, shape, last_epoch=last_epoch)
 
 
+def _is_number(critical: object) -> bool:
+    """Return whether a critical learning rate is given as a number: of Python, NumPy, or in a tensor."""
+    return hasattr(critical, "__float__")
+
+
 def _learning_rate(critical: float | FoundCritical) -> float:
-    if isinstance(critical, int | float):
-        lr: float | None = critical
+    if _is_number(critical):
+        lr: float | None = float(cast(float, critical))
     else:
-        lr = critical.lr if critical.lr is not None else critical.low
+        found = cast(FoundCritical, critical)
+        lr = found.lr if found.lr is not None else found.low
     if lr is None:
         raise ValueError(
             "the search found no learning rate at which the loss falls, so no warmup can start at it: the step goes "

@@ -137,8 +137,8 @@ def show(advice: Advice, what: str, console: Console) -> None:
     console.print(
         Text(
             f"measured in {format_duration(advice.seconds)}; the search alone took "
-            f"{count(critical.forward_passes, 'forward pass').replace('passs', 'passes')} and "
-            f"{count(critical.backward_passes, 'backward pass').replace('passs', 'passes')}",
+            f"{count(critical.forward_passes, 'forward pass')} and "
+            f"{count(critical.backward_passes, 'backward pass')}",
             "dim",
         )
     )

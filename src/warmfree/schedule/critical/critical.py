@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from warmfree.measure.curvature.optimizers import UnsupportedOptimizerError, recognise
 from warmfree.measure.unchanged import Session, bare, unchanged
+from warmfree.measure.undisturbed import undisturbed
 from warmfree.schedule.critical.batches import first_batches
 from warmfree.schedule.critical.results import CriticalLR, Search, Trial, combined
 from warmfree.schedule.critical.search import find_critical
@@ -56,22 +57,28 @@ def critical_lr(
     with the loss L of the step's own batches and the optimizer's own update u, which may itself depend on the learning
     rate: the step is made, from the optimizer's present state, and undone. One gradient, and then forward passes alone.
 
-    On a quadratic loss it is :math:`2\, g^\top u / u^\top H u`: :math:`2/\lambda_{max}` when the update lies along
-    the top eigenvector of the Hessian, as SGD's soon does, and larger otherwise. For Adam it is the like with the
+    On a quadratic loss it is :math:`2\, g^\top u / u^\top H u`: :math:`2/\lambda_{max}` when the update lies along the
+    top eigenvector of the Hessian, as SGD's soon does, and larger otherwise. For Adam it is the like with the
     preconditioned Hessian. From a state in which heavy-ball momentum swings from step to step it is
-    :math:`(2 + 2\beta)/\lambda`. It is where a warmup may start: see `critical_warmup`.
+    :math:`(2 + 2\beta)/\lambda`. It is where a warmup may start: see `critical_warmup`. It speaks of one step on one
+    batch: what a run can bear is another question, see docs/critical-lr.md.
 
     **Nothing is changed**: weights, optimizer state and options, buffers, random numbers, gradients and flags are
     afterwards what they were, to the last bit, also after an exception or Ctrl-C (see `unchanged`). The model runs in
     training mode, as it will train, without compilation, every pass with the same random numbers.
 
     Works with any optimizer that steps without a closure; under autocast (call it inside the context, or let `loss_fn`
-    enter it); with DistributedDataParallel and FSDP2, where all processes call it with their own batches. Memory: two
-    copies of weights and optimizer state, one of the gradients.
+    enter it); with DistributedDataParallel and FSDP2, where all processes call it with their own batches. Memory: a
+    copy of weights, optimizer state and gradients.
+
+    Where the loss along the step rises and falls more than once, the crossing found is one of several: the search sees
+    the learning rates that it tries.
 
     Args:
         model: in training mode.
-        loss_fn: `loss_fn(model, batch)` returns the scalar loss of a batch, a mean over samples.
+        loss_fn: `loss_fn(model, batch)` returns the scalar loss of a batch, a mean over samples. Trials call it under
+            `torch.no_grad()`: a loss that differentiates within itself enters `torch.enable_grad()`. It may take items
+            out of a batch. What it changes elsewhere (metrics, averages of weights) is its own affair.
         batches: an iterable of batches, such as a list or a DataLoader, read from its start.
         optimizer: of the model's parameters, in any state. Groups keep the proportions of their learning rates.
         num_steps: searches, each along the step of other batches, >= 1: their spread is what one batch's noise does.
@@ -92,9 +99,10 @@ def critical_lr(
         as when momentum carries it on).
 
     Raises:
-        ValueError: too few batches, a model in eval mode, a loss that is constant or not finite, a bad option.
+        ValueError: too few batches, a model in eval mode, a loss that is constant or not finite, an optimizer whose
+            step moves no weight (SOAP's first one), a bad option.
         NonDeterministicLossError: the loss differs between two equal passes.
-        TypeError: the optimizer needs a closure, or loss_fn returns no tensor.
+        TypeError: the optimizer needs a closure, weights are flattened by FSDP1, or loss_fn returns no tensor.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -105,7 +113,7 @@ def critical_lr(
         ('found', True, True)
 
     Reference: Kalra & Barkeshli 2024, section 6.1 and algorithms 1 and 2. Starting from the optimizer's learning rate,
-    the secants (see `search`), several batches and states in mid-training are ours.
+    the secants in logarithms (see `search`), several batches and states in mid-training are ours.
     """
     since = time.perf_counter()
     _check_options(
@@ -185,7 +193,7 @@ def search_step(
     def loss_at(lr: float) -> float:
         loss = trials.loss_at(lr)
         if on_trial is not None:
-            with session.guard.open():
+            with undisturbed(trials.model, evaluate=False), session.guard.open():
                 on_trial(Trial(lr=lr, loss=loss))
         return loss
 
@@ -218,7 +226,7 @@ def search_step(
 
 
 def check_trainable(model: nn.Module, optimizer: Optimizer) -> None:
-    """Raise unless a model is in training mode, and its optimizer makes a step of its own accord."""
+    """Raise unless a model is in training mode, and its optimizer, and it alone, makes a step when it is told to."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     parameters = list(inspect.signature(type(optimizer).step).parameters.values())[1:]
@@ -231,6 +239,18 @@ def check_trainable(model: nn.Module, optimizer: Optimizer) -> None:
         raise TypeError(
             f"{type(optimizer).__name__}.step needs {needed[0]!r}: an optimizer that evaluates the loss within its "
             f"step has no single step to try; use one that steps without a closure"
+        )
+    owned = [weight for group in optimizer.param_groups for weight in group["params"]]
+    flat = ("_is_flat_param", "_fsdp_flattened")
+    if any(getattr(weight, name, False) for weight in (*model.parameters(), *owned) for name in flat):
+        raise TypeError(
+            "FullyShardedDataParallel (FSDP1) keeps weights and gradients in flat parameters of its own, which no step "
+            "can be tried on: shard the model with torch.distributed.fsdp.fully_shard"
+        )
+    if any(getattr(weight, "_post_accumulate_grad_hooks", None) for weight in model.parameters()):
+        raise ValueError(
+            "a parameter has a hook that runs when its gradient is there, such as an optimizer's step in the backward "
+            "pass, which a search would set off; remove it meanwhile"
         )
     if not bare(model).training:
         raise ValueError(

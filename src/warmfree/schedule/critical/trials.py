@@ -73,7 +73,7 @@ class StepTrials:
         same_draws: bool = True,
     ) -> None:
         self._session, self._same_draws = session, same_draws
-        self._model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
+        self.model, self._loss_fn, self._optimizer = model, loss_fn, optimizer
         self._max_grad_norm, self._scale = max_grad_norm, scaler.get_scale() if scaler is not None else 1.0
         self._everything = list({id(p): p for p in (*model.parameters(), *session.weights)}.values())
         self._names = {id(weight): name for name, weight in bare(model).named_parameters()}
@@ -134,12 +134,13 @@ class StepTrials:
         """Try the step with a learning rate; return the loss after it, inf if it is not finite.
 
         Args:
-            lr: of the first group; the others keep their proportions.
+            lr: of the first group that has one above 0; the others keep their proportions.
         """
         assert self._kept is not None, "prepare() comes first"
         moved = self._session.moved
         try:
-            self.step(lr)
+            with self._apart():  # an optimizer may draw random numbers, too
+                self.step(lr)
             if math.isnan(self._slope):
                 self._put_gradients_back()
                 self._slope = self._measure_slope(lr)
@@ -200,8 +201,7 @@ class StepTrials:
     def _loss(self, batch: Any) -> Tensor:
         """Call loss_fn, with a batch of which it may take things out."""
         torch.clear_autocast_cache()  # casts of the weights before a step
-        given = copy.copy(batch) if isinstance(batch, MutableMapping | list) else batch
-        loss = self._loss_fn(self._model, given)
+        loss = self._loss_fn(self.model, _containers_copied(batch))
         if not isinstance(loss, Tensor):
             raise TypeError(
                 f"loss_fn must return a scalar tensor, got {type(loss).__name__}; return its loss, as in "
@@ -273,7 +273,7 @@ class StepTrials:
 
     def _apart(self) -> AbstractContextManager[None]:
         """Keep a pass from changing the next one."""
-        return undisturbed(self._model, evaluate=False) if self._same_draws else nullcontext()
+        return undisturbed(self.model, evaluate=False) if self._same_draws else nullcontext()
 
     def _mean(self, loss: float) -> float:
         """Average over processes that see different batches, so that all decide alike."""
@@ -289,37 +289,56 @@ class StepTrials:
         return loss
 
 
-def learning_rate(optimizer: Optimizer) -> float:
-    """Return the learning rate that an optimizer's first group is to reach.
+def _containers_copied(batch: Any) -> Any:
+    """Copy what a batch is held in, through mappings, lists and tuples, but not the tensors."""
+    if isinstance(batch, MutableMapping):
+        copied = copy.copy(batch)
+        for key, item in batch.items():
+            copied[key] = _containers_copied(item)
+        return copied
+    if type(batch) in (list, tuple):
+        return type(batch)(map(_containers_copied, batch))
+    return batch
 
-    That is its present one, or, where a schedule has it at 0 now, the one that the schedule started from.
+
+def learning_rate(optimizer: Optimizer) -> float:
+    """Return the learning rate that an optimizer is to reach: that of its first group that has one above 0.
+
+    That is the present one, or, where a schedule has all of them at 0 now, the one that the schedule started from.
 
     Raises:
         ValueError: there is none, or it is 0.
     """
-    return _proportions(optimizer)[0]
+    return _first(_proportions(optimizer))
 
 
 def set_learning_rate(optimizer: Optimizer, rates: Sequence[float], lr: float) -> None:
-    """Set the learning rate of the first group, and those of the others in proportion to `rates`."""
+    """Set the learning rate of the first group that has one above 0, and the others in proportion to `rates`."""
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        scaled = lr * (rate / rates[0])
+        scaled = lr * (rate / _first(rates))
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(scaled)
         else:
             group["lr"] = scaled
 
 
+def _first(rates: Sequence[float]) -> float:
+    return next(rate for rate in rates if rate > 0)
+
+
 def _proportions(optimizer: Optimizer) -> list[float]:
-    if not optimizer.param_groups or any("lr" not in group for group in optimizer.param_groups):
-        raise ValueError(f"{type(optimizer).__name__} has a parameter group without a learning rate")
+    if not optimizer.param_groups or any(group.get("lr") is None for group in optimizer.param_groups):
+        raise ValueError(
+            f"{type(optimizer).__name__} has a parameter group without a learning rate, or finds it by itself: give it "
+            f"one (of transformers' Adafactor: relative_step=False, lr=...)"
+        )
     rates = [float(group["lr"]) for group in optimizer.param_groups]
     if not any(rates):  # a warmup's first step
         rates = [float(group.get("initial_lr", 0.0)) for group in optimizer.param_groups]
-    if not rates[0] > 0 or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
+    if not any(rate > 0 for rate in rates) or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
         raise ValueError(
-            f"the optimizer's learning rate must be > 0 to be tried at multiples of it, got {rates[0]} in its first "
-            f"group; set group['lr'] to the learning rate you mean to use"
+            f"the optimizer's learning rates must be finite, >= 0 and not all 0 to be tried at multiples of them, got "
+            f"{', '.join(f'{rate:g}' for rate in rates)}; set group['lr'] to the learning rate you mean to use"
         )
     return rates
 
