@@ -222,7 +222,9 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return found(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_transformers)
-    with pytest.raises(ModuleNotFoundError, match=r"hf needs transformers, .* run: pip install 'warmfree\[hf\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"hf needs transformers, .* run: pip install 'warmfree\[hf\]'"
+    ):
         hf(config, text=text)
 
 
