@@ -126,9 +126,9 @@ class LionA(SizedOptimizer):
     .. math::  m \leftarrow bm + (1-b)g, \quad c = bm + (1-b)g, \quad
                w \leftarrow (1-\mathrm{lr}\,\lambda)w - \mathrm{lr}\sqrt{\tfrac{1-b}{1+b}}\,\mathrm{sign}(c)
 
-    (c = m without Nesterov momentum.) The learning rate carries over from AdamW with beta1 = b; so does the weight decay
-    if steps are to be alike, and about half of it if rotations are (`warmfree.translate_lr`). It is Lion with betas
-    (b^2, b) at a learning rate scaled by the root.
+    (c = m without Nesterov momentum.) The learning rate carries over from AdamW with beta1 = b; so does the weight
+    decay if steps are to be alike, and about half of it if rotations are (`warmfree.translate_lr`). It is Lion with
+    betas (b^2, b) at a learning rate scaled by the root.
 
     Args:
         params: parameters, named parameters, or groups.
