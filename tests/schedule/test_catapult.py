@@ -565,7 +565,7 @@ def test_a_model_in_eval_mode_is_refused_at_every_check():
         ({"precision": math.nan}, ValueError, "precision must be > 0 and finite, got nan"),
         ({"max_grad_norm": 0.0}, ValueError, "max_grad_norm must be > 0 and finite, got 0.0"),
         ({"then": lambda step: 1.0}, TypeError, "then must be a Shape"),
-        ({"lr": 0.0}, ValueError, "learning rate must be > 0"),
+        ({"lr": 0.0}, ValueError, "not all 0"),
         ({"batches": []}, ValueError, "batches is empty"),
         ({"batches": torch.ones(2)}, TypeError, "for a single batch pass"),
         ({"optimizer": torch.optim.LBFGS([nn.Parameter(torch.ones(1))])}, TypeError, "without a closure"),

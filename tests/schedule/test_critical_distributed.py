@@ -147,7 +147,7 @@ def whole(name):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize(("size", "cases"), [(2, TWO), (4, FOUR)])
+@pytest.mark.parametrize(("size", "cases"), [(2, TWO), pytest.param(4, FOUR, marks=pytest.mark.slow)])
 def test_all_processes_find_what_one_finds_on_the_joint_batch(tmp_path, size, cases):
     spawn(search_from, size, str(tmp_path), cases)
     for way, name in cases:

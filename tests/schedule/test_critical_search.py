@@ -144,6 +144,12 @@ def test_steps_that_rounding_takes_away_teach_nothing():
     assert found.lr == pytest.approx(1.0, rel=1e-6)
 
 
+def test_a_trial_at_the_crossing_itself_is_the_answer():
+    found = search(lambda lr: 3 - lr + lr**2 + 1e-12, -1.0, start=1.0)  # above by less than the noise
+    assert found.low == 1.0
+    assert found.lr == pytest.approx(1.0, rel=1e-9)
+
+
 def test_what_is_known_when_the_trials_run_out_is_returned():
     found = search(lambda lr: 3 - lr + lr**2, -1.0, start=0.1, max_trials=1)
     assert (found.outcome, found.low) == ("none", 0.1)

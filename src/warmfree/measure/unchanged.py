@@ -58,7 +58,7 @@ def unchanged(model: nn.Module, optimizer: Optimizer) -> Iterator[Session]:
         optimizer: of its parameters.
 
     Yields:
-        The session.
+        What is kept, and the guard.
 
     Example:
         >>> model = nn.Linear(2, 1)

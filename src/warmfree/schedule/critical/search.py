@@ -177,7 +177,7 @@ class _Line:
         """Return the best guess within the bracket."""
         low, high = self._bracket()
         guess = self._guess()
-        return guess if guess is not None and low.lr <= guess <= high.lr else math.sqrt(low.lr * high.lr)
+        return math.sqrt(low.lr * high.lr) if guess is None else min(max(guess, low.lr), high.lr)
 
     def _bracket(self) -> tuple[Trial, Trial]:
         assert self.low is not None
