@@ -24,7 +24,7 @@ __all__ = ["find_critical"]
 _GROWTH = 4.0  # without better knowledge, and its square where that was not enough, and so on
 _LARGEST_GROWTH = 16.0
 _LARGEST_SHRINKING = 256.0
-_LEAST = 1.3  # for each guess that missed the crossing
+_LEAST = 1.3  # for each guess that was followed and missed
 _SMALLEST_UPHILL = 1e-3  # of the first learning rate: the slope is upward, and so is the loss down to here
 _LARGEST = 1e9  # of the first learning rate: if the loss still falls, it will go on so
 
@@ -118,8 +118,8 @@ class _Line:
         self.trials: list[Trial] = []
         self.low: Trial | None = None  # the largest learning rate at which the loss falls
         self.high: Trial | None = None  # the smallest one, above it, at which it rises
-        self._width = math.inf
-        self._stalled = False
+        self._widths: list[float] = []  # of the brackets so far, in the logarithm
+        self._followed = 0  # guesses outside of a bracket
 
     def add(self, trial: Trial) -> None:
         """Take in a trial; where the loss stays (a step below rounding) the slope decides whether it falls."""
@@ -129,9 +129,7 @@ class _Line:
         else:
             self.low = trial
         if self.low is not None and self.high is not None:
-            width = math.log(self.high.lr / self.low.lr)
-            self._stalled = width > self._width / 2
-            self._width = width
+            self._widths.append(math.log(self.high.lr / self.low.lr))
 
     def is_closed(self) -> bool:
         low, high = self._bracket()
@@ -142,26 +140,26 @@ class _Line:
     def below(self) -> float:
         """Return the next learning rate where none is known to be safe."""
         assert self.high is not None
-        count, guess = len(self.trials), self._guess()
+        guess, smallest = self._guess(), self.high.lr / _LARGEST_SHRINKING
         if guess is None:
-            return self.high.lr / min(_GROWTH**count, _LARGEST_SHRINKING)
-        largest = self.high.lr / max(1 + self.precision, _LEAST ** (count - 1))
-        return min(max(guess / self._aside, self.high.lr / _LARGEST_SHRINKING), largest)
+            return max(self.high.lr / self._stride, smallest)
+        return min(max(guess / self._aside, smallest), self.high.lr / self._least(guess >= smallest))
 
     def above(self) -> float:
         """Return the next learning rate where all were safe so far."""
         assert self.low is not None
-        count, guess = len(self.trials), self._guess()
+        guess, largest = self._guess(), self.low.lr * _LARGEST_GROWTH
         if guess is None:
-            return self.low.lr * min(_GROWTH**count, _LARGEST_GROWTH)
-        smallest = self.low.lr * max(1 + self.precision, _LEAST ** (count - 1))
-        return min(max(guess * self._aside, smallest), self.low.lr * _LARGEST_GROWTH)
+            return min(self.low.lr * self._stride, largest)
+        return min(max(guess * self._aside, self.low.lr * self._least(guess <= largest)), largest)
 
     def inside(self) -> float:
         """Return the next learning rate within the bracket."""
         low, high = self._bracket()
         middle = math.sqrt(low.lr * high.lr)
-        guess = None if self._stalled else self._guess()
+        # Secants that took two trials and did not halve the bracket.
+        stalls = len(self._widths) > 2 and self._widths[-1] > self._widths[-3] / 2
+        guess = None if stalls else self._guess()
         if guess is None or not low.lr < guess < high.lr:
             return middle
         if self._is_narrow():  # and its upper end is too high
@@ -191,6 +189,17 @@ class _Line:
     @property
     def _aside(self) -> float:
         return 1 + self.precision / 3
+
+    @property
+    def _stride(self) -> float:
+        """Return the factor to go by where nothing can be guessed."""
+        return _GROWTH ** min(len(self.trials), 4)
+
+    def _least(self, follows: bool) -> float:
+        """Return the least factor to go by: more for every guess that was followed and missed the crossing."""
+        factor = max(1 + self.precision, _LEAST**self._followed)
+        self._followed += follows
+        return factor
 
     def _guess(self) -> float | None:
         """Return where a line in logarithms crosses: that through the bracket's ends, or the two nearest trials."""
