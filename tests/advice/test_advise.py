@@ -356,6 +356,17 @@ def test_a_scheduler_stays_where_it_is():
         advised("no warmup", lr=0.5).schedule(optimizer)
 
 
+def test_a_group_that_stands_still_is_no_reference():
+    model = mlp()
+    first, *others = model.parameters()
+    optimizer = torch.optim.AdamW([{"params": [first], "lr": 0.0}, {"params": others}], lr=1e-3)
+    advice = ask(model, optimizer)
+    assert advice.lr == advice.evidence.critical.target == 1e-3
+    assert advice.evidence.sharpness is not None
+    advice.schedule(optimizer)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.0, 1e-3]
+
+
 def test_a_run_that_has_begun_has_no_replacement():
     model = mlp()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)

@@ -17,7 +17,7 @@ from warmfree.measure.curvature import Sharpness, preconditioned_sharpness
 from warmfree.measure.curvature.optimizers import recognise
 from warmfree.measure.unchanged import Session, bare, unchanged
 from warmfree.optim.sharding import whole
-from warmfree.schedule.critical.trials import LossFn, StepTrials, set_learning_rate
+from warmfree.schedule.critical.trials import LossFn, StepTrials, proportions, set_learning_rate
 
 __all__ = ["measure_sharpness"]
 
@@ -95,7 +95,7 @@ def measure_sharpness(
     with unchanged(model, optimizer) as session:
         trials = StepTrials(session, model, loss_fn, optimizer, scaler=scaler)
         trials.prepare(batches)
-        set_learning_rate(optimizer, _proportions(optimizer), lr)
+        set_learning_rate(optimizer, proportions(optimizer), lr)
         clipped = _clip(session.weights, max_grad_norm)
         scale = scaler.get_scale() if scaler is not None else 1.0
 
@@ -147,9 +147,3 @@ def _clip(weights: Sequence[Tensor], max_grad_norm: float | None) -> float:
         return 1.0
     norm = float(whole(torch.nn.utils.clip_grad_norm_(weights, max_grad_norm)))
     return min(1.0, max_grad_norm / (norm + 1e-6))
-
-
-def _proportions(optimizer: Optimizer) -> list[float]:
-    """Return the groups' learning rates; those that a schedule started from, where it has all at 0 now."""
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
-    return rates if any(rates) else [float(group["initial_lr"]) for group in optimizer.param_groups]

@@ -28,6 +28,7 @@ __all__ = [
     "StepTrials",
     "groups_of_losses",
     "learning_rate",
+    "proportions",
     "set_learning_rate",
 ]
 
@@ -77,7 +78,7 @@ class StepTrials:
         self._max_grad_norm, self._scale = max_grad_norm, scaler.get_scale() if scaler is not None else 1.0
         self._everything = list({id(p): p for p in (*model.parameters(), *session.weights)}.values())
         self._names = {id(weight): name for name, weight in bare(model).named_parameters()}
-        self._rates = _proportions(optimizer)
+        self._rates = proportions(optimizer)
         self._groups = groups_of_losses(model, self._everything)
         self._batches: Sequence[Any] = ()
         self._kept: Kept | None = None
@@ -309,7 +310,7 @@ def learning_rate(optimizer: Optimizer) -> float:
     Raises:
         ValueError: there is none, or it is 0.
     """
-    return _first(_proportions(optimizer))
+    return _first(proportions(optimizer))
 
 
 def set_learning_rate(optimizer: Optimizer, rates: Sequence[float], lr: float) -> None:
@@ -326,7 +327,12 @@ def _first(rates: Sequence[float]) -> float:
     return next(rate for rate in rates if rate > 0)
 
 
-def _proportions(optimizer: Optimizer) -> list[float]:
+def proportions(optimizer: Optimizer) -> list[float]:
+    """Return the groups' learning rates, those that a schedule started from if all are 0 now.
+
+    Raises:
+        ValueError: one is missing or not finite, or all are 0.
+    """
     if not optimizer.param_groups or any(group.get("lr") is None for group in optimizer.param_groups):
         raise ValueError(
             f"{type(optimizer).__name__} has a parameter group without a learning rate, or finds it by itself: give it "
