@@ -10,7 +10,7 @@ from warmfree.monitor import Monitor
 from warmfree.monitor.probes import PROBES
 from warmfree.record import read_records
 
-EVERYTHING = tuple(name for name in PROBES if name not in ("curvature", "blocks"))
+EVERYTHING = tuple(name for name, probe in PROBES.items() if "loss" not in probe.needs)
 
 
 class Net(nn.Module):

@@ -1,7 +1,7 @@
 """Watch live runs: probes on a budget, a record, alerts, sinks."""
 
 from warmfree.monitor.alerts import DEFAULT_RULES, Alert, Rule
-from warmfree.monitor.loss_probes import Blocks, Curvature
+from warmfree.monitor.loss_probes import Blocks, Curvature, Smoothness
 from warmfree.monitor.monitor import Monitor
 from warmfree.monitor.pass_probes import Activations, Attention, Representation
 from warmfree.monitor.probe import Moment, Probe
@@ -27,6 +27,7 @@ __all__ = [
     "Representation",
     "Rule",
     "Sink",
+    "Smoothness",
     "Spectra",
     "StepReports",
     "TensorBoard",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from warmfree.monitor.loss_probes import Blocks, Curvature
+from warmfree.monitor.loss_probes import Blocks, Curvature, Smoothness
 from warmfree.monitor.pass_probes import Activations, Attention, Representation
 from warmfree.monitor.probe import Probe
 from warmfree.monitor.step_probes import Gradients, Microbatches, Noise, StepReports, Updates
@@ -28,6 +28,7 @@ PROBES: Mapping[str, Callable[[], Probe]] = MappingProxyType(
             Weights,
             Curvature,
             Blocks,
+            Smoothness,
         )
     }
 )

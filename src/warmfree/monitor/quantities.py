@@ -115,6 +115,22 @@ QUANTITIES: dict[str, Quantity] = {
     "instability_early": Quantity(
         "instability of one step", "Sharpness over what a single first step can bear; above 1 it overshoots."
     ),
+    "local_smoothness": Quantity(
+        "local smoothness",
+        "Change of the probe batch's gradient in one step over the length of the step: at most the largest curvature "
+        "on the way.",
+    ),
+    "preconditioned_local_smoothness": Quantity(
+        "preconditioned local smoothness",
+        "The same as the optimizer's steps see it, in 1 / learning rate.",
+    ),
+    "smoothness_rounding": Quantity(
+        "rounding in the local smoothness",
+        "The share of it that rounding alone may make; from 1 on it tells nothing.",
+    ),
+    "probe_loss": Quantity(
+        "loss of the probe batch", "Before the step, in eval mode: goes with the curvature there.", "linear"
+    ),
     "sigma_query": Quantity("largest singular value of W_q", "Of all heads together."),
     "sigma_key": Quantity("largest singular value of W_k", "Of all heads together."),
     "sigma_value": Quantity("largest singular value of W_v", "Of all heads together."),

@@ -48,6 +48,7 @@ LEFT_OUT: dict[str, str] = {
     "curvature_residual": "the accuracy of another quantity",
     "batch_snr": "snr in another unit",
     "critical_batch": "1 / snr",
+    "probe_loss": "the loss, which is what failed",
 }
 """Not compared, and why."""
 

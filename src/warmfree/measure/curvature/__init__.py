@@ -5,6 +5,7 @@ from warmfree.measure.curvature.differences import DifferenceHessian
 from warmfree.measure.curvature.differentiable import twice_differentiable
 from warmfree.measure.curvature.gauss_newton import GaussNewton
 from warmfree.measure.curvature.lanczos import Eigenvalues, lanczos
+from warmfree.measure.curvature.local_smoothness import LocalSmoothness, StepSmoothness
 from warmfree.measure.curvature.operators import (
     Averaged,
     Hessian,
@@ -23,11 +24,13 @@ __all__ = [
     "Eigenvalues",
     "GaussNewton",
     "Hessian",
+    "LocalSmoothness",
     "Momentum",
     "NotTwiceDifferentiableError",
     "Operator",
     "Preconditioned",
     "Sharpness",
+    "StepSmoothness",
     "Threshold",
     "UnsupportedOptimizerError",
     "adam_preconditioner",
