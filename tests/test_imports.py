@@ -55,6 +55,7 @@ ALLOWED = {
     "measure": ["measure", "record", "optim.norms", "optim.move", "optim.sharding"],
     "monitor": ["monitor", "measure", "record", "optim.norms", "optim.move", "optim.sharding"],
     "advice": ["advice", "schedule", "measure", "monitor", "record", "optim"],
+    "theory": ["theory", "schedule", "measure", "record"],
     "report": ["report", "record"],
 }
 
