@@ -23,6 +23,7 @@ from warmfree.lab.dissect.command import dissect
 from warmfree.lab.dissect.command import preview as preview_dissection
 from warmfree.lab.interrupt import Interrupted
 from warmfree.lab.plan import DEFAULT_TASK, make_plan
+from warmfree.lab.theory.commands import Theory
 from warmfree.report.runs import load_run, run_summary, write_run_report
 
 __all__ = ["COMMANDS", "Advise", "Compare", "Dissect", "Report"]
@@ -288,4 +289,5 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": Compare,
     "report": Report,
     "dissect": Dissect,
+    "theory": Theory,
 }

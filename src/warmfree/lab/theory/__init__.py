@@ -1,0 +1,1 @@
+"""``warmfree theory``: what the theory of warmup says, measured, fitted to runs, and drawn."""
