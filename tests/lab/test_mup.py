@@ -322,6 +322,24 @@ def test_zeros_stay_zero() -> None:
         assert not model[4].weight.any()
 
 
+def test_a_model_that_is_refused_is_left_as_it_was() -> None:
+    model, base = (nn.Sequential(nn.Linear(8, width), nn.LSTM(width, 8)) for width in (64, 16))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(TypeError, match="LSTM"):
+        parametrise(model, base)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_gpt_within_another_module_is_scaled_alike() -> None:
+    alone, within = gpt(64), nn.Sequential(gpt(64))
+    parametrise(alone, gpt(BASE))
+    parametrise(within, nn.Sequential(gpt(BASE)))
+    tokens, _ = batch("gpt")
+    torch.testing.assert_close(within(tokens), alone(tokens))
+
+
 def test_what_cannot_be_scaled_is_refused() -> None:
     with pytest.raises(ValueError, match="architecture"):
         parametrise(mlp(64), vit(BASE))
@@ -333,5 +351,10 @@ def test_what_cannot_be_scaled_is_refused() -> None:
         parametrise(model, mlp(BASE))
     with pytest.raises(TypeError, match="LSTM"):
         parametrise(nn.LSTM(4, 8), nn.LSTM(4, 4))
+    shared = [nn.Sequential(nn.Embedding(8, width), nn.Linear(width, 8, bias=False)) for width in (64, 16)]
+    for net in shared:
+        net[1].weight = net[0].weight  # the head would need 1/sqrt(n) where the embedding needs sqrt(n)
+    with pytest.raises(ValueError, match=r"1\.weight: also the parameter of another module"):
+        parametrise(*shared)
     with pytest.raises(TypeError, match="Conv2d"):
         parametrise(nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(4, 4, 3, groups=4))

@@ -17,8 +17,8 @@ from warmfree.lab.theory.tuning import largest_stable, tune
 from warmfree.report.wording import number
 from warmfree.theory.bounds import check_bounds
 from warmfree.theory.descent import descend
-from warmfree.theory.functions import FUNCTIONS, CoshBowl, make_function
-from warmfree.theory.steps import Constant, Warmup
+from warmfree.theory.functions import FUNCTIONS, CoshBowl, Exponential, make_function
+from warmfree.theory.steps import Constant, InverseSqrt, Warmup
 
 PAGE = "warmfree-theory-descend.html"
 
@@ -116,6 +116,20 @@ def test_tuning_beats_every_neighbour_and_stable_never_climbs() -> None:
     assert stable.lr == pytest.approx(edge, rel=0.01)
 
 
+def test_learning_rates_beyond_the_constants_of_a_loose_smoothness_are_tried() -> None:
+    loss, start = make_function("logistic-overlapping"), np.array([4.0, -5.0])
+    edge = 2.0 / float(loss.curvature(loss.minimiser))  # above 4 over the smoothness's floor
+    stable = largest_stable(loss, start, steps=400)
+    assert not stable.at_edge
+    assert stable.lr == pytest.approx(edge, rel=0.05)
+    for make in (Constant, InverseSqrt):
+        tuned = tune(loss, start, make, steps=200, noise=None, seed=0)
+        assert not tuned.at_edge
+        lrs = tuned.lr * np.geomspace(0.1, 10.0, 300)
+        others = descend(loss, np.tile(start, (300, 1)), make(lrs), steps=200)
+        assert tuned.gap <= np.quantile(others.gaps[-1], 0.01)
+
+
 def test_noise_is_tuned_on_other_draws_and_the_seed_decides(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("descend", "cosh", "--steps", "30", "--noise", "0.5", "--rule", "constant", "warmup")
     one, same = (as_json(capsys, *arguments, "--seed", "1") for _ in range(2))
@@ -194,6 +208,7 @@ def test_the_ratio_of_a_bound_that_does_not_hold_is_above_1() -> None:
         (["cosh", "--steps", "0"], "steps must be 1 to 10,000, got 0"),
         (["cosh", "--steps", "20000"], "steps must be 1 to 10,000, got 20,000"),
         (["cosh", "--noise", "-1"], "noise must be finite and >= 0, got -1.0"),
+        (["cosh", "--noise", "1e200"], "noise must be below 1e154 for its variance to be finite, got 1e+200"),
         (["cosh", "--seed", "-1"], "seed must be >= 0, got -1"),
         (
             ["cosh", "--out", "nowhere/page.html"],
@@ -295,6 +310,8 @@ def test_choose_rule_says_where_its_learning_rate_is_from() -> None:
     assert choose_rule("warmup", descent, lr=0.1).how == "the function's constants"
     assert choose_rule("constant", descent, lr=0.1).how == "as given"
     assert choose_rule("constant", descent, lr=None).how == "lowest gap at the end, of 162"
+    endless = Descent(Exponential(), np.array([5.0]), 30, None, 0)
+    assert choose_rule("stable", endless, lr=None).how.endswith("; at the edge of those")
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

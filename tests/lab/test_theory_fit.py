@@ -313,6 +313,7 @@ def test_every_verdict_gives_a_sound_page(
         (["full", "--out", "nowhere/x.html"], "there is no folder nowhere for the page x.html"),
         (["other.csv"], "other.csv has no column 'curvature' (it has loss and sharpness)"),
         (["words.csv"], "words.csv, point 2: loss is not a number, got 'low'"),
+        (["wide.csv"], "wide.csv is not a text file in UTF-8"),
         (["empty.csv"], "empty.csv holds no points"),
         (["torn.jsonl"], "torn.jsonl, line 2: not JSON"),
         (["list.jsonl"], "list.jsonl, line 1: expected an object with loss and curvature, got [1, 2]"),
@@ -330,6 +331,7 @@ def test_bad_input_is_one_line_and_status_2(
     write_points(Path("points.csv"), *cosh_points())
     Path("other.csv").write_text("loss,sharpness\n1,2\n", encoding="utf-8")
     Path("words.csv").write_text("loss,curvature\n1,2\nlow,2\n", encoding="utf-8")
+    Path("wide.csv").write_text("loss,curvature\n1,2\n", encoding="utf-16")
     Path("empty.csv").write_text("loss,curvature\n", encoding="utf-8")
     Path("torn.jsonl").write_text('{"loss": 1, "curvature": 2}\n{"loss"', encoding="utf-8")
     Path("list.jsonl").write_text("[1, 2]\n", encoding="utf-8")

@@ -310,6 +310,19 @@ def test_with_exponent_refuses_smaller_ones(exponent: float) -> None:
         with_exponent(CONSTANT, exponent)
 
 
+def test_without_growth_every_exponent_is_implied_and_none_is_imposed() -> None:
+    flat, root = from_lipschitz_gradient(3.0), Smoothness(exponent=0.5, floor=1.0, growth=6.0)
+    assert with_exponent(flat, 0.5) == Smoothness(exponent=0.5, floor=3.0, growth=0.0)
+    assert with_exponent(flat, 3.0, pivot=1e-200) == Smoothness(exponent=3.0, floor=3.0, growth=0.0)
+    assert separable(flat, root) == Smoothness(exponent=0.5, floor=3.0, growth=6.0)
+    assert added(flat, root) == added(root, flat) == Smoothness(exponent=0.5, floor=4.0, growth=6.0)
+    assert separable(flat, flat) == flat
+    with pytest.raises(ValueError, match="pivot"):
+        with_exponent(flat, 0.5, pivot=0.0)
+    with pytest.raises(ValueError, match="exponent"):
+        with_exponent(flat, 0.0)
+
+
 def test_a_smaller_exponent_would_fail() -> None:
     gaps = np.geomspace(1e-6, 1e12, 100)
     quarter = Smoothness(exponent=0.5, floor=1e3, growth=1e3)

@@ -180,11 +180,12 @@ def with_exponent(smoothness: Smoothness, exponent: float, *, pivot: float = 1.0
         + \tfrac{\rho}{\sigma} \Delta_1^{\rho - \sigma} \Delta^\sigma
 
     Proof: the weighted inequality of arithmetic and geometric means; equality at the pivot :math:`\Delta_1`. A smaller
-    exponent is never implied: at large gaps the bound would be lower by any factor.
+    exponent is not implied: at large gaps the bound would be lower by any factor. Without growth there is no power of
+    the gap, and every exponent is.
 
     Args:
         smoothness: of the function.
-        exponent: sigma, finite and at least rho.
+        exponent: sigma, finite and at least rho; without growth > 0.
         pivot: the gap at which the bound does not change, finite and > 0.
 
     Raises:
@@ -196,13 +197,15 @@ def with_exponent(smoothness: Smoothness, exponent: float, *, pivot: float = 1.0
 
     Reference: ours.
     """
+    if smoothness.growth == 0.0 and 0.0 < exponent < math.inf:
+        _check_pivot(pivot)
+        return Smoothness(exponent=exponent, floor=smoothness.floor, growth=0.0)
     if not smoothness.exponent <= exponent < math.inf:
         raise ValueError(
             f"exponent must be finite and at least {smoothness.exponent:g}, got {exponent!r}: "
             "a smaller one is not implied"
         )
-    if not 0.0 < pivot < math.inf:
-        raise ValueError(f"pivot must be finite and > 0, got {pivot!r}")
+    _check_pivot(pivot)
     if exponent == smoothness.exponent:
         return smoothness
     share = smoothness.exponent / exponent
@@ -220,7 +223,8 @@ def separable(*smoothnesses: Smoothness, pivot: float = 1.0) -> Smoothness:
     Proof: the curvature is the largest of theirs, and no gap exceeds that of the sum, in which they add up.
 
     Args:
-        smoothnesses: of the functions, at least one; different exponents are brought to the largest.
+        smoothnesses: of the functions, at least one; different exponents are brought to the largest, those without
+            growth left out.
         pivot: as for `with_exponent`.
 
     Raises:
@@ -236,7 +240,7 @@ def separable(*smoothnesses: Smoothness, pivot: float = 1.0) -> Smoothness:
     """
     if not smoothnesses:
         raise ValueError("separable needs at least one smoothness")
-    exponent = max(each.exponent for each in smoothnesses)
+    exponent = _largest_exponent(*smoothnesses)
     alike = [with_exponent(each, exponent, pivot=pivot) for each in smoothnesses]
     return Smoothness(
         exponent=exponent,
@@ -259,7 +263,7 @@ def added(first: Smoothness, second: Smoothness, *, offset: float = 0.0, pivot: 
 
     Args:
         first: of f.
-        second: of g; different exponents are brought to the larger.
+        second: of g; different exponents are brought to the larger, one without growth left out.
         offset: delta or an upper bound of it, finite and at least 0, in units of the loss; 0 if f and g have a
             minimiser in common. If it is left out though it is not 0, the constants are wrong.
         pivot: as for `with_exponent`.
@@ -274,7 +278,7 @@ def added(first: Smoothness, second: Smoothness, *, offset: float = 0.0, pivot: 
 
     Reference: ours.
     """
-    exponent = max(first.exponent, second.exponent)
+    exponent = _largest_exponent(first, second)
     one, other = (with_exponent(each, exponent, pivot=pivot) for each in (first, second))
     largest = max(one.growth, other.growth)
     if exponent < 1.0 and largest > 0.0:
@@ -349,6 +353,17 @@ def _power(base: float, exponent: float) -> float:
         return math.pow(base, exponent)
     except OverflowError:
         return math.inf
+
+
+def _largest_exponent(*smoothnesses: Smoothness) -> float:
+    """Return the largest exponent of those that have a growth; of all if none has."""
+    growing = [each.exponent for each in smoothnesses if each.growth > 0.0]
+    return max(growing or [each.exponent for each in smoothnesses])
+
+
+def _check_pivot(pivot: float) -> None:
+    if not 0.0 < pivot < math.inf:
+        raise ValueError(f"pivot must be finite and > 0, got {pivot!r}")
 
 
 def _check_distance(name: str, value: float) -> None:

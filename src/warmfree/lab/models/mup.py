@@ -113,7 +113,7 @@ def parametrise(model: nn.Module, base: nn.Module) -> dict[str, Scaling]:
         For every parameter of the model, by its name afterwards, how it is scaled.
 
     Raises:
-        ValueError: the models differ in more than widths, or the model is in muP already.
+        ValueError: the models differ in more than widths, the model is in muP already, or modules share a parameter.
         TypeError: a tensor whose dimensions are not known.
 
     Example:
@@ -135,10 +135,20 @@ def parametrise(model: nn.Module, base: nn.Module) -> dict[str, Scaling]:
         raise ValueError("model and base must be as they were made: one is parametrised already")
     if list(ours) != list(theirs):
         raise ValueError("base must have the model's architecture, and differ in widths alone")
+    shared = dict(model.named_parameters(remove_duplicate=False)).keys() - ours.keys()
+    if shared:
+        raise ValueError(
+            f"{', '.join(sorted(shared))}: also the parameter of another module, where its multiplier would be "
+            "another; give each module its own, or use a functional head as the lab's GPT does"
+        )
     modules, scales = dict(model.named_modules()), {}
+    known = {
+        name: _scaling(name, modules[name.rpartition(".")[0]], stored, theirs[name])
+        for name, stored in ours.items()
+    }
     for name, stored in ours.items():
         owner, _, attribute = name.rpartition(".")
-        scaling = _scaling(name, modules[owner], stored, theirs[name])
+        scaling = known[name]
         if scaling.wider_in != 1.0 or scaling.wider_out != 1.0:
             stored.mul_(_over(theirs[name], stored) * scaling.std)
         if scaling.multiplier != 1.0:
@@ -149,8 +159,7 @@ def parametrise(model: nn.Module, base: nn.Module) -> dict[str, Scaling]:
             name = f"{owner}.parametrizations.{attribute}.original".removeprefix(".")
         scales[name] = scaling
     _scale_attention(model, base)
-    if isinstance(model, GPT) and isinstance(base, GPT) and model.config.width != base.config.width:
-        model.register_forward_hook(_TimesOutput(base.config.width / model.config.width))
+    _scale_tied_heads(model, base)
     return {name: scales[name] for name, _ in model.named_parameters()}
 
 
@@ -217,6 +226,13 @@ def _scale_attention(model: nn.Module, base: nn.Module) -> None:
         ratio = _head_size(theirs) / _head_size(ours)
         if ratio != 1.0:
             ours.query_norm.register_forward_hook(_TimesOutput(ratio**0.5))
+
+
+def _scale_tied_heads(model: nn.Module, base: nn.Module) -> None:
+    pairs = [[module for module in net.modules() if isinstance(module, GPT)] for net in (model, base)]
+    for ours, theirs in zip(*pairs, strict=True):
+        if ours.config.width != theirs.config.width:
+            ours.register_forward_hook(_TimesOutput(theirs.config.width / ours.config.width))
 
 
 def _head_size(attention: Attention) -> float:

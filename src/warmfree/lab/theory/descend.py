@@ -63,6 +63,9 @@ def prepare_descent(
         raise ValueError(f"steps must be 1 to {MOST_STEPS:,}, got {steps:,}")
     if not 0.0 <= noise < np.inf:
         raise ValueError(f"noise must be finite and >= 0, got {noise}")
+    variance = noise * noise  # not a power: that would raise where it overflows
+    if variance == np.inf:
+        raise ValueError(f"noise must be below 1e154 for its variance to be finite, got {noise}")
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
     if start is None:
@@ -78,7 +81,7 @@ def prepare_descent(
         raise ValueError(
             f"the gap at the start {place(point)} is {gap}: choose a start from which there is a way down"
         )
-    return Descent(function, point, steps, ABCNoise.additive(variance=noise**2) if noise else None, seed)
+    return Descent(function, point, steps, ABCNoise.additive(variance=variance) if noise else None, seed)
 
 
 def find_descent(

@@ -272,7 +272,12 @@ def _from_file(path: Path) -> Measured:
 
 def _columns(path: Path) -> dict[str, Floats]:
     """Read a file of points by columns."""
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path} is not a text file in UTF-8: save the points as CSV or JSONL in UTF-8"
+        ) from None
     rows: list[Mapping[str, Any]]
     if path.suffix.lower() in (".jsonl", ".json"):
         rows = [

@@ -30,6 +30,7 @@ _SHARES = (
     0.1,
     1.0,
 )  # of the steps, of the way, or of the first gradient: second parameters that are tuned along
+_EDGE = "; at the edge of those"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,7 @@ def choose_rule(name: str, descent: Descent, *, lr: float | None) -> Chosen:
         return Chosen(name, named.label, named.known(descent.function), "the function's constants")
     if named.variants is None:
         stable = largest_stable(descent.function, descent.start, steps=descent.steps)
-        how = f"largest with which no step climbs, of {stable.tried:,}"
+        how = f"largest with which no step climbs, of {stable.tried:,}{_EDGE if stable.at_edge else ''}"
         return Chosen(name, f"{named.label}, lr {short(stable.lr)}", Constant(stable.lr), how)
     variants = named.variants(descent)
     found = [
@@ -168,7 +169,7 @@ def choose_rule(name: str, descent: Descent, *, lr: float | None) -> Chosen:
     tried = sum(entry.tried for entry, _, _ in found)
     how = "as given" if tried == len(found) == 1 else f"lowest gap at the end, of {tried:,}"
     if tuned.at_edge:
-        how += "; at the edge of those"
+        how += _EDGE
     return Chosen(name, label, make(np.array([tuned.lr])), how)
 
 

@@ -19,6 +19,7 @@ Make = Callable[[Floats], StepRule]
 Unit = Literal["curvature", "length"]
 
 _COARSE, _FINE = 121, 41
+_WIDENINGS = 4  # each by half of the first grid's logarithmic width
 _NUMBERS_AT_ONCE = 4_000_000
 _SHORTEST = 1e-7
 
@@ -48,7 +49,8 @@ def tune(
 ) -> Tuned:
     """Return the learning rate with the lowest gap after the last step, on a grid and then on a finer one around it.
 
-    With noise the mean gap of several draws is compared, none of which is that of the seed.
+    As long as the best is at an edge of the grid, it is widened there, up to four times. With noise the mean gap of
+    several draws is compared, none of which is that of the seed.
 
     Args:
         function: what is descended.
@@ -74,6 +76,14 @@ def tune(
         else np.geomspace(_SHORTEST, 4.0, _COARSE) * way
     )
     gaps = final(coarse)
+    for _ in range(_WIDENINGS):
+        best = int(gaps.argmin())
+        if 0 < best < len(coarse) - 1:
+            break
+        more = _beyond(coarse, above=best > 0)
+        coarse, gaps = np.append(coarse, more), np.append(gaps, final(more))
+        order = coarse.argsort()
+        coarse, gaps = coarse[order], gaps[order]
     best = int(gaps.argmin())
     fine = np.geomspace(coarse[max(best - 1, 0)], coarse[min(best + 1, len(coarse) - 1)], _FINE)
     refined = final(fine)
@@ -82,9 +92,17 @@ def tune(
 
 
 def largest_stable(function: Function, start: Floats, *, steps: int) -> Tuned:
-    """Return the largest constant learning rate with which, or a smaller one, no step climbs; without noise."""
+    """Return the largest constant learning rate with which, or a smaller one, no step climbs; without noise.
+
+    As long as none of the grid climbs, it is widened, up to four times.
+    """
     coarse = _curvature_grid(function, start)
     last = _last_stable(function, start, coarse, steps=steps)
+    for _ in range(_WIDENINGS):
+        if last < len(coarse) - 1:
+            break
+        coarse = np.append(coarse, _beyond(coarse, above=True))
+        last = _last_stable(function, start, coarse, steps=steps)
     fine = np.geomspace(coarse[last], coarse[min(last + 1, len(coarse) - 1)], _FINE)
     found = float(fine[_last_stable(function, start, fine, steps=steps)])
     path = descend(function, start, Constant(found), steps=steps)
@@ -97,6 +115,13 @@ def _curvature_grid(function: Function, start: Floats) -> Floats:
     gap = function.gap(start)
     slow, fast = 1.0 / function.smoothness.curvature(gap), 1.0 / function.smoothness.curvature(1e-6 * gap)
     return np.geomspace(0.25 * float(slow), 4.0 * float(fast), _COARSE)
+
+
+def _beyond(grid: Floats, *, above: bool) -> Floats:
+    """Return half as many learning rates as a grid was made of, evenly apart as they are, that go on at an end."""
+    ratio, places = grid[1] / grid[0], np.arange(1.0, _COARSE // 2 + 1.0)
+    more: Floats = grid[-1] * ratio**places if above else grid[0] / ratio**places
+    return more
 
 
 def _final_gaps(
