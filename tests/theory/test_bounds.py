@@ -110,6 +110,7 @@ def found_out(bound, path, claimed):
     true, false = bound.evaluate(path), bound.evaluate(replace(path, function=claimed))
     assert true.holds
     assert false.assumed.any()
+    assert ("VIOLATED" in str(false)) is not false.holds
     return not false.holds
 
 

@@ -215,6 +215,7 @@ class Returning(StepRule):
     [
         (np.array([-0.1]), "rule 'my rule' returned the learning rate -0.1 at step 2"),
         (np.array([math.nan]), "rule 'my rule' returned the learning rate nan at step 2"),
+        (0.1, r"rule 'my rule' returned learning rates of shape \(\) at step 2"),
         (np.array([0.1, 0.1]), r"rule 'my rule' returned learning rates of shape \(2,\) at step 2"),
     ],
 )
@@ -227,6 +228,7 @@ def test_bad_learning_rates_are_refused_with_rule_and_step(rates, message):
 
 REFUSED = {
     "steps": ({"steps": 0}, "at least 1"),
+    "steps fractional": ({"steps": 2.5}, "an int of at least 1"),
     "target negative": ({"target": -1.0}, "target must be a finite gap"),
     "target nan": ({"target": math.nan}, "target must be a finite gap"),
     "start nan": ({"start": [math.nan, 0.0]}, "must be finite"),

@@ -20,6 +20,7 @@ from warmfree.measure.curvature.loss_and_gradient import mean_over_processes
 from warmfree.measure.curvature.sharpness import Search
 from warmfree.measure.undisturbed import undisturbed
 from warmfree.monitor.probe import Moment, Probe, Values
+from warmfree.optim.sharding import whole
 
 __all__ = ["Blocks", "Curvature", "Smoothness"]
 
@@ -54,16 +55,14 @@ class Curvature(Probe):
         """Measure with the step's own gradients in place."""
         if moment.grad_scale != 1:
             return {}  # the preconditioner of this step is not known before the optimizer has unscaled its gradients
-        losses: list[
-            Tensor
-        ] = []  # the first one is at the weights as they are, whatever differences move later
+        losses: list[Tensor] = []  # the first is at the weights as they are, whatever differences move later
         loss = partial(_noted, _loss_of(moment), losses)
         found = [(optimizer, self._measure(moment, optimizer, loss)) for optimizer in moment.optimizers]
         optimizer, closest = max(found, key=lambda pair: _order(pair[1]))
         plain = closest.threshold is None or type(optimizer).__name__ == "SGD"
         values: Values = {"sharpness" if plain else "preconditioned_sharpness": {"": closest.value}}
         weights = list(moment.parameters.values())
-        values["probe_loss"] = {"": mean_over_processes(losses[0].item(), weights, moment.group)}
+        values["probe_loss"] = {"": mean_over_processes(whole(losses[0]).item(), weights, moment.group)}
         if closest.value:
             values["curvature_residual"] = {"": closest.residual / abs(closest.value)}
         if closest.threshold is not None and closest.early_threshold is not None:

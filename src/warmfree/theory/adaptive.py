@@ -90,7 +90,8 @@ class AdaGradNorm(Scaled):
 
     .. math:: \eta_t = \eta_0 / \sqrt{b^2 + \textstyle\sum_{s \le t} \|g_s\|^2}
 
-    It needs to know neither the infimum nor constants. It never rises.
+    It needs to know neither the infimum nor constants. It never rises. The sum is in float64: a gradient above 1e154
+    is too large for it, and leaves a learning rate of 0.
 
     Args:
         lr: as for `Scaled`, :math:`\eta_0`, in the units of the weights.

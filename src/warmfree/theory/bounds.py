@@ -269,7 +269,7 @@ ANY_DIRECTION = Bound(
 )
 EXPECTED_DESCENT = Bound(
     name="expected descent",
-    statement="E gap' <= gap - eta ||grad f||^2 + (eta^2 / 2) l(M) (||grad f||^2 + A gap + B ||grad f||^2 + C)",
+    statement="E gap' <= gap - eta ||grad f||^2 + (eta^2 / 2) l(M) ((1 + B) ||grad f||^2 + A gap + C), eta given",
     source="ours; the condition on the noise is that of Liu et al. 2025",
     needs=(_TAKEN, _INSIDE, _NOISE),
     sides=_expected_descent,

@@ -35,7 +35,7 @@ def steps_bound(
     .. math::
         \text{PL:}\quad & \tfrac{2}{\mu} \left( K_0 \ln \tfrac{D_1}{\epsilon}
             + \tfrac{\ln 2}{1 - 2^{-\rho}}\, 3^\rho K_\rho \Delta_0^\rho \right) \\
-        \text{convex:}\quad & 4 R^2 \left( \tfrac{2 K_0}{\epsilon} + 3^\rho K_\rho\, s \right), \quad
+        \text{convex:}\quad & 4 R^2 \left( \tfrac{K_0}{\epsilon} + 3^\rho K_\rho\, s \right), \quad
             s = \begin{cases}
                 D_1^{\rho - 1} / (1 - 2^{\rho - 1}) & \rho < 1 \\
                 \log_2 (\Delta_0 / D_1) & \rho = 1 \\

@@ -181,8 +181,8 @@ def _begin(
                 "give one start, or as many as learning rates"
             )
         point = np.repeat(point, rule.runs, axis=0)
-    if steps < 1:
-        raise ValueError(f"the number of steps must be at least 1, got {steps!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"the number of steps must be an int of at least 1, got {steps!r}")
     if target is not None and not 0.0 <= target < math.inf:
         raise ValueError(f"target must be a finite gap >= 0, got {target!r}")
     with np.errstate(all="ignore"):
@@ -207,9 +207,9 @@ def _moved(state: State, rates: Floats) -> Floats:
 def _rates(rule: StepRule, state: State) -> Floats:
     """Return the learning rates, or say what is wrong with them."""
     rates = rule(state)
-    if rates.shape != state.gap.shape:
+    if np.shape(rates) != state.gap.shape:
         raise ValueError(
-            f"rule {rule.name!r} returned learning rates of shape {rates.shape} at step {state.step}, "
+            f"rule {rule.name!r} returned learning rates of shape {np.shape(rates)} at step {state.step}, "
             f"expected one a run, {state.gap.shape}"
         )
     if not (rates >= 0.0).all():

@@ -149,7 +149,7 @@ class Evaluation:
 
     @property
     def holds(self) -> bool:
-        """Whether the bound holds wherever its assumptions do."""
+        """Whether the bound holds wherever its assumptions do; True, too, where they never do: see `checked`."""
         return not (self.violated & self.assumed).any()
 
     @property
@@ -174,11 +174,13 @@ class Evaluation:
 
     def __str__(self) -> str:
         """Say what was found, in one line."""
+        if not self.holds:
+            where = int((self.violated & self.assumed).sum())
+            return f"{self.bound.name}: VIOLATED at {where} of {int(self.assumed.sum())} steps"
         if not self.checked:
             reason = "; ".join(self.missing) or "its assumptions never hold together, or it says nothing"
             return f"{self.bound.name}: not checked, missing: {reason}"
-        verdict = "holds" if self.holds else "VIOLATED"
-        return f"{self.bound.name}: {verdict} at {self.checked} steps, margin {self.margin:.2g}"
+        return f"{self.bound.name}: holds at {self.checked} steps, margin {self.margin:.2g}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from warmfree.theory.smoothness import Smoothness
 
@@ -64,8 +64,9 @@ class Function(ABC):
         """Return which points are in the domain that the constants speak of, of shape (...): all."""
         return np.ones(points.shape[:-1], np.bool_)
 
-    def check(self, points: Floats) -> None:
+    def check(self, points: ArrayLike) -> None:
         """Raise ValueError for points of a wrong shape, not finite, or outside the domain."""
+        points = np.asarray(points, np.float64)
         if points.ndim < 1 or points.shape[-1] != self.dimension:
             raise ValueError(
                 f"points of {self.name} must have shape (..., {self.dimension}), got {points.shape}"

@@ -92,7 +92,7 @@ class Scaled(StepRule):
 
     def __post_init__(self) -> None:
         rates = np.array(self.lr, np.float64)
-        if rates.ndim > 1 or not ((rates > 0.0) & (rates < math.inf)).all():
+        if rates.ndim > 1 or not rates.size or not ((rates > 0.0) & (rates < math.inf)).all():
             raise ValueError(f"lr must be a number or an array (n,), finite and > 0, got {self.lr!r}")
         object.__setattr__(self, "lr", rates if rates.ndim else float(rates))
 
@@ -196,8 +196,8 @@ class StepDrop(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1 step, got {self.every!r}")
+        if self.every < 1 or self.every != int(self.every):
+            raise ValueError(f"every must be a whole number of steps, at least 1, got {self.every!r}")
         if not 0.0 < self.drop <= 1.0:
             raise ValueError(
                 f"drop must be in (0, 1], got {self.drop!r}: a learning rate that rises is no drop"

@@ -68,7 +68,7 @@ def bounds_data(path: Path) -> list[dict[str, Any]]:
             "whose": found.bound.source,
             "assumptions": found.bound.assumptions,
             "checked": found.checked,
-            "holds": found.holds if found.checked else None,
+            "holds": found.holds if found.checked or not found.holds else None,
             "worst_ratio": worst_ratio(found),
             "missing": found.missing,
         }
