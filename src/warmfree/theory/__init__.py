@@ -1,7 +1,7 @@
 """Why warmup works: the smoothness that depends on the loss, gradient descent under it, and its fit to real runs.
 
 The class and its rules are in `smoothness` and `closure`, examples in `functions`, learning rates in `steps` and
-`adaptive`, descent with its bounds in `descent`, `noise`, `bounds` and `complexity`, the fit in `fit`, the experiments in
+`adaptive`, descent with its bounds in `descent`, `noise`, `bounds` and `complexity`, the fit in `fit`, experiments in
 `speedup`.
 """
 

@@ -109,6 +109,7 @@ def fit_smoothness(
         phases=evidence.phases,
         block=run.block,
         dropped=points.dropped,
+        spikes=run.spikes,
         verdict=word,
         reasons=(*reasons, *_notes(run, evidence.intervals, confidence=confidence)),
     )
@@ -179,6 +180,11 @@ def _notes(
             f"f_star was estimated as {run.f_star:.3g}; resamples chose between {low:.3g} and {high:.3g} "
             f"({100.0 * confidence:.0f} % interval). Points identify it weakly, and for rho = 1 with a floor not at "
             "all, where it trades for the floor: give the infimum if you know it."
+        )
+    if run.spikes:
+        said.append(
+            f"{run.spikes} isolated points are far above the envelope and were set aside, but for the inflation that "
+            "covers all points."
         )
     if run.points.dropped:
         said.append(f"{run.points.dropped} points were left out: not finite, or a curvature not > 0.")

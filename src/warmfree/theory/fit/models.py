@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from warmfree.theory.fit.envelope import Envelopes
 from warmfree.theory.fit.infimum import best_infima, candidate_infima
-from warmfree.theory.fit.points import Points, checked_gaps, fit_weights
+from warmfree.theory.fit.points import Points, checked_gaps, fit_weights, isolated_spikes
 from warmfree.theory.fit.resample import block_length, block_weights
 from warmfree.theory.fit.selection import ModelFits, fit_models
 
@@ -31,7 +31,8 @@ class RunModels:
         gaps: over f*, (n,).
         f_star: given, or the best of the candidates.
         infima: of the resamples, (B,); None if it was given.
-        weights: of the points, (n,), with sum 1.
+        weights: of the points, (n,), with sum 1; 0 for spikes.
+        spikes: how many points were set aside.
         multipliers: of the weights in the resamples, (B, n).
         block: points that have a multiplier in common.
         fits: to the points, B = 1.
@@ -43,6 +44,7 @@ class RunModels:
     f_star: float
     infima: Floats | None
     weights: Floats
+    spikes: int
     multipliers: Floats
     block: int
     fits: ModelFits
@@ -59,16 +61,14 @@ def fit_run(points: Points, f_star: float | str, *, quantile: float, resamples: 
         best, near = best_infima(points, infima, weights[None], quantile=quantile, near=None)
         place = int(best[0])
     gaps = points.losses - infima[place]
-    fits = fit_models(
-        np.log(gaps),
-        logs,
-        weights[None],
-        base=weights,
-        quantile=quantile,
-        refinements=_REFINEMENTS,
-        reach=_REACH,
-    )
-    block = block_length(logs - fits.envelopes["sum"].logarithm(np.log(gaps))[0])
+    fits = _fitted(gaps, logs, weights, quantile=quantile)
+    residuals = logs - fits.envelopes["sum"].logarithm(np.log(gaps))[0]
+    spikes = isolated_spikes(residuals)
+    if spikes.any():
+        weights = np.where(spikes, 0.0, weights) / weights[~spikes].sum()
+        fits = _fitted(gaps, logs, weights, quantile=quantile)
+        residuals = np.where(spikes, 0.0, logs - fits.envelopes["sum"].logarithm(np.log(gaps))[0])
+    block = block_length(residuals)
     multipliers = block_weights(gaps.size, length=block, resamples=resamples, rng=np.random.default_rng(seed))
     which = np.zeros(resamples, np.int64)
     if near is not None:
@@ -95,10 +95,23 @@ def fit_run(points: Points, f_star: float | str, *, quantile: float, resamples: 
         f_star=float(infima[place]),
         infima=None if near is None else infima[which],
         weights=weights,
+        spikes=int(spikes.sum()),
         multipliers=multipliers,
         block=block,
         fits=fits,
         resampled=_joined(parts, np.concatenate(orders)),
+    )
+
+
+def _fitted(gaps: Floats, logs: Floats, weights: Floats, *, quantile: float) -> ModelFits:
+    return fit_models(
+        np.log(gaps),
+        logs,
+        weights[None],
+        base=weights,
+        quantile=quantile,
+        refinements=_REFINEMENTS,
+        reach=_REACH,
     )
 
 

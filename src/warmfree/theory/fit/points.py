@@ -6,7 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["MIN_POINTS", "Points", "checked_gaps", "checked_points", "even_weights", "fit_weights", "third"]
+__all__ = [
+    "MIN_POINTS",
+    "Points",
+    "checked_gaps",
+    "checked_points",
+    "even_weights",
+    "fit_weights",
+    "isolated_spikes",
+    "third",
+]
 
 Floats = NDArray[np.float64]
 
@@ -15,6 +24,7 @@ MIN_POINTS = (
 )
 
 _BINS = 10  # of the logarithm of the gap
+_SPIKE = 4.0  # times the distance of the envelope from the middle of the points
 _FULL_BIN = 5  # points: one with fewer weighs less, so that no single point is worth a tenth of a run
 
 
@@ -122,6 +132,25 @@ def fit_weights(gaps: Floats) -> Floats:
     roots = np.sqrt(even_weights(gaps))
     weights: Floats = roots / roots.sum()
     return weights
+
+
+def isolated_spikes(residuals: Floats) -> NDArray[np.bool_]:
+    """Return which points are far above an envelope while both of their neighbours are not, (n,).
+
+    Far: at least a factor of 2, and 4 times as far as the envelope is above the middle of the points; with normal noise
+    that is 8 standard deviations above it. One such point in fifty is in too many resamples more than the share that
+    the envelope leaves above itself. The first and the last point are never spikes: a run may begin with its largest
+    curvature. Ours.
+
+    Args:
+        residuals: logarithms of the curvatures minus those of the envelope, in the order of the steps, (n,).
+    """
+    threshold = max(_SPIKE * -float(np.median(residuals)), np.log(2.0))
+    high = residuals > threshold
+    calm = residuals < 0.5 * threshold
+    spikes = np.zeros(residuals.size, np.bool_)
+    spikes[1:-1] = high[1:-1] & calm[:-2] & calm[2:]
+    return spikes
 
 
 def third(values: Floats) -> tuple[float, float]:

@@ -44,7 +44,8 @@ class SmoothnessFit:
         inflation: the factor, at least 1, by which floor and growth have to be multiplied to cover every point.
         phases: those of a run in which curvature grows while the loss falls in one and not in the other; else None.
         block: points that a block of the bootstrap has.
-        dropped: points that were left out.
+        dropped: points that were left out, because they were no points.
+        spikes: isolated points far above the envelope, which the fit sets aside; `covered` and `inflation` do not.
         verdict: "describes": curvature rises with the gap and the envelope follows; "flat": it does not depend on the
             gap; "reversed": it grows while the loss falls, over the run or a phase of it, and no envelope follows;
             "inconclusive".
@@ -70,6 +71,7 @@ class SmoothnessFit:
     phases: Phases | None
     block: int
     dropped: int
+    spikes: int
     verdict: Verdict
     reasons: tuple[str, ...]
 
