@@ -24,9 +24,8 @@ MIN_EXPONENT, MAX_EXPONENT = 0.05, 4.0
 
 _EXPONENTS = 18  # of the grid, evenly in log
 _RISES = 22  # of the grid, evenly
-_MOST_RISE = (
-    1.25  # of an envelope, in the range of the curvatures: with more it is above all of them at one end
-)
+# Of an envelope, in the range of the curvatures themselves: with more it is above all of them at one end.
+_MOST_RISE = 1.25
 _STEEPEST = 0.999  # rise of the sum over that of a power: there the floor is next to nothing
 
 

@@ -49,7 +49,9 @@ def fit_smoothness(
     - Points weigh less where there are many at similar gaps: most lie late, at small gaps, and a warmup is about the
       early ones; see `warmfree.theory.fit.points.fit_weights`.
     - Intervals are from a bootstrap that weighs blocks of consecutive points, as long as the residuals' correlation
-      asks for. COVERAGE
+      asks for. They are too narrow: those of 90 % hold a constant (rho of 1 or 2, 150 points) in 80 to 92 of 100 runs
+      if the noise is independent and the points lie evenly over log gap, in 63 to 91 if few lie at large gaps, and in
+      44 to 76 if the noise is correlated by 0.8 from point to point; for rho = 1/2 in as few as 16.
     - ``f_star="estimate"`` chooses among 14 infima between 0 (for losses > 0) and the smallest loss the one whose
       envelope fits best. The points say little of it, and for rho = 1 with a floor nothing: read its interval.
 

@@ -19,13 +19,12 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-MIN_POINTS = (
-    12  # three constants and a quantile: below, an envelope goes through the points that it should judge
-)
+# Three constants and a quantile: with fewer, an envelope goes through the points that it should judge.
+MIN_POINTS = 12
 
 _BINS = 10  # of the logarithm of the gap
-_SPIKE = 4.0  # times the distance of the envelope from the middle of the points
 _FULL_BIN = 5  # points: one with fewer weighs less, so that no single point is worth a tenth of a run
+_SPIKE = 4.0  # times the distance of the envelope from the middle of the points
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

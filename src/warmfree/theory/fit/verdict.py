@@ -1,4 +1,10 @@
-"""Whether the smoothness describes a run, in a word and in sentences."""
+"""Whether the smoothness describes a run, in a word and in sentences.
+
+The thresholds are ours, chosen on synthetic runs: curvatures that rise with the gap, fall with it, do both or neither,
+with lognormal noise. Of 100 points with independent noise of 30 % and a flat curvature 76 % are called flat, 2 %
+reversed and none described; if the noise is correlated by 0.8 from point to point, 58 %, 8 % and 6 %; of 30 such points
+24 % are called reversed. The rest is inconclusive.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,15 +19,13 @@ __all__ = ["Evidence", "Verdict", "verdict"]
 Verdict = Literal["describes", "flat", "reversed", "inconclusive"]
 
 MIN_RANGE = 2.0  # of the gaps, their ends left out: below, no exponent can be told from another
-MIN_CORRELATION = (
-    0.4  # in size: a direction that 2 of 3 pairs of points share; the interval has to be beyond half of it
-)
+# In size: a direction that 2 of 3 pairs of points share. The interval has to be beyond half of it.
+MIN_CORRELATION = 0.4
 MIN_EXPLAINED = 0.1  # R1 of the envelope: that of flat noise is below it in 9 of 10 runs
 MIN_RISE = 1.5  # of the envelope: with rho = 1 its rule starts at 2/3 of the peak; with less, hardly lower
 MAX_FLAT = 2.0  # what the rise may still be in a run that is called flat
-MAX_SLACK = (
-    3.0  # of the envelope over all points at the largest gaps: the rule would begin at a third of what it may
-)
+# Of the envelope over all points at the largest gaps: with more the rule begins at less than a third of what it may.
+MAX_SLACK = 3.0
 MIN_CHANGE = 1.25  # of curvature over a run that is called reversed
 
 
