@@ -20,7 +20,6 @@ the rule has in its own units, 1 / (2 floor): the same rule, not scaled. Resumab
 import argparse
 import math
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -33,24 +32,10 @@ from runs import COOLDOWN, judge, read, run_all
 from runs import train as train_linear
 
 from warmfree.schedule.loss_driven import LossDriven
-from warmfree.schedule.smoothness import GapRule, InverseGapRule, SmoothnessRule
+from warmfree.schedule.smoothness import GapRule, InverseGapRule, ReciprocalRule, SmoothnessRule
 
 RULES = ("local_p", "local_p/1", "sharp_p", "sharp_p/1", "inverse-gap")
 SHOWN = 20  # multipliers of the learning rate that a row holds, evenly spaced over the first half of the run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reciprocal(GapRule):
-    """The inverse of the smoothness itself, scaled to a peak."""
-
-    exponent: float
-    floor: float
-    growth: float
-    peak: float
-    unit: float  # the smoothness at which the peak is allowed
-
-    def _rate(self, gap: float) -> float:
-        return self.peak * min(1.0, self.unit / (self.floor + self.growth * gap**self.exponent))
 
 
 def run_cell(cell: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +85,7 @@ def rule_of(cell: dict[str, Any], *, peak: float, initial_loss: float) -> GapRul
     floor = cell["floor"] or growth * ((3.0 if paper else 1.0) * cell["least_gap"]) ** exponent
     if paper:
         return SmoothnessRule(exponent=exponent, floor=floor, growth=growth, safety=peak * floor)
-    return Reciprocal(exponent=exponent, floor=cell["floor"], growth=growth, peak=peak, unit=floor)
+    return ReciprocalRule(exponent=exponent, floor=cell["floor"], growth=growth, safety=peak * floor)
 
 
 def infimum(cell: dict[str, Any]) -> float:

@@ -11,6 +11,7 @@ from warmfree.schedule.smoothness import (
     GapRule,
     InverseGapRule,
     PeakedRule,
+    ReciprocalRule,
     SmoothnessRule,
     peak_fraction,
 )
@@ -42,6 +43,13 @@ def rules() -> st.SearchStrategy[GapRule]:
             safety=positive(0.1, 2),
         ),
         st.builds(InverseGapRule, peak=positive(), slope=positive()),
+        st.builds(
+            ReciprocalRule,
+            exponent=positive(0.1, 5.0),
+            floor=positive(),
+            growth=positive(),
+            safety=positive(0.1, 2),
+        ),
         peaked_rules().map(lambda made: made[0]),
     )
 
@@ -88,6 +96,30 @@ def test_smoothness_rule_minimises_a_power_in_logarithmic_time(power: int, steps
         x -= rule(loss) * x ** (power - 1)
         count += 1
     assert count == steps
+
+
+def test_reciprocal_rule_is_the_reciprocal_of_the_smoothness() -> None:
+    rule = ReciprocalRule(exponent=1.5, floor=3.0, growth=0.7, safety=0.9)
+    for gap in GAPS:
+        assert rule(gap) == pytest.approx(0.9 / (3.0 + 0.7 * gap**1.5), rel=1e-12)
+    assert rule(0.0) == rule.peak == 0.3
+    line = ReciprocalRule(exponent=1.0, floor=3.0, growth=0.7)
+    assert line(5.0) == pytest.approx(InverseGapRule(peak=1 / 3, slope=0.7 / 3)(5.0), rel=1e-12)
+    power = ReciprocalRule(exponent=2.0, floor=0.0, growth=4.0)
+    assert (power.peak, power(0.0), power(0.5), power(1e300)) == (math.inf, math.inf, 1.0, 0.0)
+    assert ReciprocalRule(exponent=1.0, floor=4.0, growth=0.0)(math.inf) == 0.25
+
+
+@pytest.mark.parametrize(
+    "change", [{"exponent": 0.0}, {"floor": -1.0}, {"growth": math.nan}, {"safety": 0.0}]
+)
+@pytest.mark.parametrize("rule", [ReciprocalRule, SmoothnessRule])
+def test_rules_of_a_smoothness_refuse_what_is_none(rule: type[GapRule], change: dict[str, float]) -> None:
+    fields = {"exponent": 1.0, "floor": 1.0, "growth": 1.0} | change
+    with pytest.raises(ValueError, match=next(iter(change))):
+        rule(**fields)
+    with pytest.raises(ValueError, match="both 0"):
+        rule(exponent=1.0, floor=0.0, growth=0.0)
 
 
 def test_inverse_gap_rule_is_the_step_of_h0_h1_smoothness() -> None:

@@ -108,6 +108,25 @@ def test_a_power_with_a_peak_has_it_at_the_smallest_gap_that_was_measured() -> N
 def test_a_peak_is_a_learning_rate(peak: float) -> None:
     with pytest.raises(ValueError, match="peak must be finite and > 0"):
         FITS["sum"].rule(peak=peak)
+    with pytest.raises(ValueError, match="peak must be finite and > 0"):
+        FITS["sum"].reciprocal_rule(peak=peak)
+
+
+@pytest.mark.parametrize("name", ["sum", "floor", "shifted"])
+def test_the_reciprocal_rule_is_the_envelope_turned_over(name: str) -> None:
+    fit = FITS[name]
+    own, scaled = fit.reciprocal_rule(), fit.reciprocal_rule(peak=0.2)
+    assert scaled.peak == pytest.approx(0.2, rel=1e-12)
+    for gap in (0.0, 0.1, 1.0, 10.0):
+        assert own(gap) * float(fit.smoothness.curvature(gap)) == pytest.approx(1.0, rel=1e-12)
+        assert scaled(gap) / 0.2 == pytest.approx(own(gap) / own.peak, rel=1e-9)
+        assert scaled(gap) >= fit.rule(peak=0.2)(gap) * 0.5 - 1e-12  # a sum is at most twice the larger part
+
+
+def test_the_reciprocal_rule_of_a_power_has_the_peak_at_the_smallest_gap() -> None:
+    rule = FITS["power"].reciprocal_rule(peak=0.2)
+    assert rule(0.1) == pytest.approx(0.2, rel=1e-9)
+    assert rule(10.0) == pytest.approx(0.02, rel=1e-4)
 
 
 def test_the_warmup_ends_where_the_rule_has_nearly_its_largest_learning_rate() -> None:

@@ -39,6 +39,7 @@ from warmfree.schedule.smoothness import (
     GapRule,
     InverseGapRule,
     PeakedRule,
+    ReciprocalRule,
     SmoothnessRule,
     peak_fraction,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "NonDeterministicLossError",
     "PeakedRule",
     "RAdamWarmup",
+    "ReciprocalRule",
     "Search",
     "Shape",
     "SmoothnessRule",

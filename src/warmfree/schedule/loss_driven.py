@@ -48,7 +48,8 @@ class LossDriven(LRScheduler):
 
     Args:
         optimizer: any; ``lr`` may be a tensor.
-        rule: which learning rate a gap allows: `SmoothnessRule`, `InverseGapRule`, `PeakedRule` or your own `GapRule`.
+        rule: which learning rate a gap allows: `SmoothnessRule`, `ReciprocalRule`, `InverseGapRule`, `PeakedRule` or
+            a `GapRule` of yours.
         initial_loss: the loss before the first step, above ``f_star``; the first learning rate follows from it.
         f_star: the infimum of the loss, or the loss that the run should come near to; 0 suits a cross-entropy.
         smoothing: b, decay of the average of the losses, in [0, 1); 0 takes each loss as it is.

@@ -13,7 +13,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["GapRule", "InverseGapRule", "PeakedRule", "SmoothnessRule", "peak_fraction"]
+__all__ = ["GapRule", "InverseGapRule", "PeakedRule", "ReciprocalRule", "SmoothnessRule", "peak_fraction"]
 
 Target = Literal["linear", "cosine"]
 
@@ -79,12 +79,7 @@ class SmoothnessRule(GapRule):
     safety: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_positive("exponent", self.exponent)
-        _check_positive("safety", self.safety)
-        _check_not_negative("floor", self.floor)
-        _check_not_negative("growth", self.growth)
-        if self.floor == self.growth == 0.0:
-            raise ValueError("floor and growth are both 0: a loss without curvature bounds no step")
+        _check_smoothness(self.exponent, self.floor, self.growth, self.safety)
 
     @property
     def peak(self) -> float:
@@ -103,6 +98,51 @@ class SmoothnessRule(GapRule):
             return self.peak
         try:
             smoothness = self.growth * (3.0 * gap) ** self.exponent
+        except OverflowError:
+            return 0.0
+        return self.safety / smoothness if smoothness > 0.0 else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReciprocalRule(GapRule):
+    r"""The reciprocal of the smoothness, without the room that `SmoothnessRule` leaves for noise.
+
+    .. math:: \eta = \frac{c}{K_0 + K_\rho \Delta^\rho}
+
+    With :math:`c \le 1` a gradient step lowers the loss by :math:`\frac{\eta}{2} \|\nabla f\|^2` at least, and with
+    :math:`c < 2` it still lowers it: the proof is in `docs/theory.md`. So the factor :math:`3^\rho` is not needed for
+    exact gradients, and in real runs the rule with it began lower than was good (`docs/smoothness.md`).
+
+    Args:
+        exponent: rho, > 0.
+        floor: K0, at least 0, in 1 / learning rate. With 0 the rule has no peak.
+        growth: K_rho, at least 0, in 1 / (learning rate * loss^rho). Not both are 0.
+        safety: c, > 0.
+
+    Example:
+        >>> rule = ReciprocalRule(exponent=1.0, floor=2.0, growth=1.0)
+        >>> [round(rule(gap), 4) for gap in (10.0, 1.0, 0.0)]
+        [0.0833, 0.3333, 0.5]
+
+    Reference: ours; the smoothness is that of Liu et al. 2025.
+    """
+
+    exponent: float
+    floor: float
+    growth: float
+    safety: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_smoothness(self.exponent, self.floor, self.growth, self.safety)
+
+    @property
+    def peak(self) -> float:
+        """The largest learning rate, ``safety / floor``; inf without a floor."""
+        return self.safety / self.floor if self.floor > 0.0 else math.inf
+
+    def _rate(self, gap: float) -> float:
+        try:
+            smoothness = self.floor + (self.growth * gap**self.exponent if self.growth > 0.0 else 0.0)
         except OverflowError:
             return 0.0
         return self.safety / smoothness if smoothness > 0.0 else math.inf
@@ -315,6 +355,15 @@ def _check_positive(name: str, value: float) -> None:
 def _check_not_negative(name: str, value: float) -> None:
     if not 0.0 <= value < math.inf:
         raise ValueError(f"{name} must be finite and >= 0, got {value!r}")
+
+
+def _check_smoothness(exponent: float, floor: float, growth: float, safety: float) -> None:
+    _check_positive("exponent", exponent)
+    _check_positive("safety", safety)
+    _check_not_negative("floor", floor)
+    _check_not_negative("growth", growth)
+    if floor == growth == 0.0:
+        raise ValueError("floor and growth are both 0: a loss without curvature bounds no step")
 
 
 def _check_start(*, peak: float, start: float, initial_gap: float) -> None:
