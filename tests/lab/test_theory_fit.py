@@ -272,16 +272,16 @@ def test_files_of_points_in_other_formats(ending: str, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("shape", "verdict"), [("flat", "flat"), ("reversed", "reversed"), ("power", "describes")]
+    ("shape", "verdict"),
+    [("flat", "flat"), ("reversed", "reversed"), ("power", "describes"), ("narrow", "inconclusive")],
 )
 def test_every_verdict_gives_a_sound_page(
     shape: str, verdict: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    losses = np.geomspace(8.0, 0.2, 80)
+    losses = np.geomspace(8.0, 6.0 if shape == "narrow" else 0.2, 80)
     noise = np.exp(0.05 * np.random.default_rng(0).standard_normal(80))
-    curvatures = {"flat": 5.0 + 0.0 * losses, "reversed": 5.0 / losses, "power": 3.0 * losses**0.5}[
-        shape
-    ] * noise
+    curves = {"flat": 5.0 + 0.0 * losses, "reversed": 5.0 / losses, "power": 3.0 * losses**0.5}
+    curvatures = curves.get(shape, curves["power"]) * noise
     lr = np.minimum(np.arange(80) / 10, 1.0)
     path = write_points(Path("points.csv"), losses, curvatures, lr=lr)
     out, _ = called(capsys, "fit", str(path))
@@ -290,6 +290,7 @@ def test_every_verdict_gives_a_sound_page(
     assert found["implied"]["used_steps"] == 10
     text = sound_page(Path(PAGE)).text
     assert all(reason in text for reason in found["reasons"])
+    assert ("leave open" in out) == (verdict == "inconclusive")
     assert ("To follow it" in out) == (found["model"] != "floor")
     assert ("all the same" in out) == (found["model"] != "floor" and verdict != "describes")
 

@@ -14,15 +14,17 @@ from warmfree.lab.theory.measured import KINDS, Measured
 from warmfree.report.wording import count, number, percent
 from warmfree.theory.fit import SmoothnessFit, fit_smoothness
 from warmfree.theory.fit.implied import REACHED
+from warmfree.theory.fit.verdict import Verdict
 
 __all__ = ["FitOptions", "find_fit", "infimum_of"]
 
 Infimum = float | Literal["estimate"]
 
-_VERDICTS: Mapping[str, str] = {
+_VERDICTS: Mapping[Verdict, str] = {
     "describes": "The theory describes this run: its curvature rises with its loss, and an envelope follows.",
     "flat": "The curvature of this run does not depend on its loss: the theory implies no warmup.",
     "reversed": "The curvature of this run grows while its loss falls: the theory does not describe it.",
+    "inconclusive": "These points leave open whether the theory describes this run.",
 }
 
 
@@ -94,7 +96,7 @@ def find_fit(
             f"infimum {number(fit.f_star)}" + (" (estimated)" if options.f_star == "estimate" else ""),
         ),
         sentences=(
-            *([_VERDICTS[fit.verdict]] if fit.verdict in _VERDICTS else []),
+            _VERDICTS[fit.verdict],
             *fit.reasons,
             *_say_warmup(fit, measured, implied),
             measured.why,
