@@ -81,6 +81,7 @@ def representation_changes(
 
     Example:
         >>> from warmfree.measure.inputs import watch_inputs
+        >>> _ = torch.manual_seed(0)  # or all four units may be dead
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> probe = UpdateProbe(model)
         >>> with torch.no_grad(), watch_inputs(model) as inputs:
