@@ -101,7 +101,7 @@ class Speedup:
     longest_run: Annotated[int, arg(metavar="T")] = 512
     """Steps of the longest run whose error is measured."""
     seeds: Annotated[int, arg(metavar="N")] = 8
-    """Runs with noise that errors are means of; as many others are tuned on."""
+    """Of runs with noise: for each, 8 runs are tuned on, and errors are means of 32 others."""
     seed: Annotated[int, arg(metavar="N")] = 0
     """Of everything random."""
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint=_OUT_HELP.format("speedup"))] = None
