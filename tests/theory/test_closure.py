@@ -5,7 +5,7 @@ import mpmath
 import numpy as np
 import pytest
 import sympy
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -371,6 +371,7 @@ def test_separable_refuses_nothing() -> None:
 @given(lines(), lines())
 def test_added_holds_with_the_offset_of_the_infima(first: Line, second: Line) -> None:
     low, high = sorted((first.centre, second.centre))
+    assume(high == low or high - low > 1e-3)  # or the infimum is lost in rounding
     place = crossing(lambda x: first.slope(x) + second.slope(x), low, high)
     infimum = float(first.gap(np.array(place)) + second.gap(np.array(place)))
     x = around(place, far=4.0)
