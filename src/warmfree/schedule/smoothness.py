@@ -53,9 +53,9 @@ class SmoothnessRule(GapRule):
         \quad\Rightarrow\quad
         \eta = c\,\min\left\{\frac{1}{K_0},\; \frac{1}{3^\rho K_\rho \Delta^{\rho}}\right\}
 
-    With :math:`c = 1/2` a gradient step lowers the loss as the descent lemma says, as long as the gap stays below
-    :math:`3\Delta` on the way, which is what the :math:`3^\rho` is for. For an optimizer with a preconditioner the
-    smoothness has to be that of the preconditioned loss.
+    With :math:`c = 1/2` a gradient step lowers the loss as the descent lemma says; the proof is in `docs/theory.md`.
+    The :math:`3^\rho` leaves room for noise, which may raise the gap on the way. For an optimizer with a preconditioner
+    the smoothness has to be that of the preconditioned loss.
 
     Args:
         exponent: rho, > 0: the power of the gap with which the smoothness grows.
